@@ -1,0 +1,4 @@
+//! What a model is: its [`spec`] (read from the checkpoint's own config.json), its weights, and the one decoder that
+//! runs every supported family.
+
+pub mod step;

@@ -1,0 +1,3 @@
+//! Hearth: the GitLab AI gateway, an OpenAI-compatible endpoint, the scheduler and the runtime in one process.
+
+pub mod engine;
