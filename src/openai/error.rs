@@ -1,0 +1,174 @@
+//! OpenAI's error object: what clients of `/v1/*` get instead of an answer.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::engine::request::Refused;
+use crate::text::chat::ChatError;
+use crate::text::tokenizer::TokenizerError;
+
+/// An error as clients see it. The message names the field, the value, the limit and the next step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    pub status: StatusCode,
+    pub message: String,
+    pub kind: &'static str,
+    pub param: Option<String>,
+    pub code: Option<&'static str>,
+    /// Seconds.
+    pub retry_after: Option<u32>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), kind, param: None, code: Some(code), retry_after: None }
+    }
+
+    /// A field that cannot be taken as it is.
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_value", message);
+        Self { param: Some(param.into()), ..error }
+    }
+
+    /// A field that is understood and not honoured.
+    pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { code: Some("unsupported_parameter"), ..Self::invalid(param, message) }
+    }
+
+    /// A field nobody knows.
+    pub fn unknown(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { code: Some("unknown_parameter"), ..Self::invalid(param, message) }
+    }
+
+    pub fn missing(param: &str, message: impl Into<String>) -> Self {
+        Self { code: Some("missing_required_parameter"), ..Self::invalid(param, message) }
+    }
+
+    /// A body that is no JSON object.
+    pub fn body(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_json", message)
+    }
+
+    pub fn body_too_large(limit: usize) -> Self {
+        let message = format!("The request body is larger than {limit} bytes; send a shorter prompt.");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "body_too_large", message)
+    }
+
+    pub fn body_too_slow() -> Self {
+        let message = "The request body did not arrive in time.";
+        Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "body_timeout", message)
+    }
+
+    pub fn media_type() -> Self {
+        let message = "The body must be JSON: send `Content-Type: application/json`.";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", "unsupported_media_type", message)
+    }
+
+    pub fn no_such_model(name: &str, known: &[&str]) -> Self {
+        let message = format!("The model `{name}` does not exist here. Known models: {}.", known.join(", "));
+        let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", "model_not_found", message);
+        Self { param: Some("model".to_owned()), ..error }
+    }
+
+    pub fn no_such_path(method: &str, path: &str) -> Self {
+        let message = format!("There is no {method} {path} here.");
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", "unknown_url", message)
+    }
+
+    pub fn method(method: &str, path: &str, allowed: &str) -> Self {
+        let message = format!("{method} is not possible on {path}; use {allowed}.");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_allowed", message)
+    }
+
+    pub fn no_key() -> Self {
+        let message = "No API key was given: send `Authorization: Bearer KEY` or `x-api-key: KEY`. The key is in \
+                       HEARTH_KEY or in the file `key` of the server's state directory.";
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", "missing_api_key", message)
+    }
+
+    pub fn wrong_key() -> Self {
+        let message = "The API key is not valid here.";
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", "invalid_api_key", message)
+    }
+
+    pub fn draining() -> Self {
+        let message = "The server is shutting down; send the request again.";
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "shutting_down", message);
+        Self { retry_after: Some(5), ..error }
+    }
+
+    /// A step that failed, or the engine being stopped, while an answer was being made.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "generation_failed", message)
+    }
+
+    /// The error object.
+    pub fn object(&self) -> Value {
+        json!({"error": {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }})
+    }
+
+    /// A refusal of the engine, for the field that holds the prompt.
+    pub fn refused(refused: Refused, prompt: &str, max_tokens: &str) -> Self {
+        let message = sentence(&refused.to_string());
+        match refused {
+            Refused::Full { retry_after, .. } => {
+                let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message);
+                Self { retry_after: Some(retry_after), ..error }
+            }
+            Refused::TooLong { .. } | Refused::TooBig { .. } => {
+                let message = format!("{message} Shorten `{prompt}` or lower `{max_tokens}`.");
+                Self { code: Some("context_length_exceeded"), ..Self::invalid(prompt, message) }
+            }
+            Refused::Stopping => Self::draining(),
+            Refused::Empty | Refused::UnknownToken { .. } => Self::invalid(prompt, message),
+        }
+    }
+
+    /// A text that cannot become tokens, for the field that holds it.
+    pub fn text(error: TokenizerError, param: &str) -> Self {
+        let code = match error {
+            TokenizerError::TooLong { .. } => "context_length_exceeded",
+            _ => "invalid_value",
+        };
+        Self { code: Some(code), ..Self::invalid(param, sentence(&error.to_string())) }
+    }
+
+    /// Messages that cannot become a prompt.
+    pub fn chat(error: ChatError) -> Self {
+        match error {
+            ChatError::Tokenizer(e) => Self::text(e, "messages"),
+            other => Self::invalid("messages", sentence(&other.to_string())),
+        }
+    }
+}
+
+/// With a capital and a full stop.
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    let mut out: String = chars.next().into_iter().flat_map(char::to_uppercase).collect();
+    out.push_str(chars.as_str());
+    if !out.ends_with(['.', '!', '?']) {
+        out.push('.');
+    }
+    out
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, axum::Json(self.object())).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
