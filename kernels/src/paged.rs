@@ -3,6 +3,9 @@
 //! A *block* holds the keys and values of `block_size` consecutive positions of one sequence, in every layer. A *slot*
 //! is `block * block_size + offset`. What lies inside a block is the business of the device's kernels.
 
+/// Positions of a block on the CPU: one vector of scores, and half the depth of a tile.
+pub const BLOCK: usize = 16;
+
 /// The rows of one sequence in a step: `rows` consecutive positions that end at `context`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {

@@ -1,0 +1,65 @@
+//! Which instructions this processor offers, asked once when a context is made.
+
+use crate::Error;
+
+/// The instruction sets that kernels are written for, each including those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    Scalar,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// AVX-512 and AMX tiles of bf16.
+    Amx,
+}
+
+impl Isa {
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
+        }
+    }
+
+    /// The best set of this processor that the operating system lets this process use.
+    pub fn best() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if !(is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c"))
+            {
+                return Isa::Scalar;
+            }
+            if !(is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl"))
+            {
+                return Isa::Avx2;
+            }
+            Isa::Avx512
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Scalar
+    }
+
+    /// The best set, or the one that the environment variable `HEARTH_ISA` names (for tests and comparisons).
+    pub fn chosen() -> Result<Isa, Error> {
+        let best = Isa::best();
+        let Some(name) = std::env::var_os("HEARTH_ISA").filter(|name| !name.is_empty()) else {
+            return Ok(best);
+        };
+        let name = name.to_string_lossy();
+        let isa = Isa::ALL
+            .into_iter()
+            .find(|isa| isa.name() == name)
+            .ok_or_else(|| Error::UnknownIsa(name.to_string()))?;
+        if isa > best { Err(Error::MissingIsa(isa.name(), best.name())) } else { Ok(isa) }
+    }
+}

@@ -1,0 +1,4 @@
+//! The CPU: its threads, what its instructions offer, and the kernels written for them.
+
+pub(crate) mod detect;
+pub(crate) mod pool;
