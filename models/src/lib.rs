@@ -1,4 +1,7 @@
 //! What a model is: its [`spec`] (read from the checkpoint's own config.json), its weights, and the one decoder that
 //! runs every supported family.
 
+pub mod checkpoint;
+pub mod layout;
+pub mod spec;
 pub mod step;
