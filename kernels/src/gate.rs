@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use crate::buffer::{Shared, read, write};
+use crate::cpu::lanes::{Kernel, Lanes, dispatch};
 use crate::{Context, Error};
 
 /// How the gate is bent.
@@ -32,27 +33,51 @@ pub(crate) fn on_rows(
     out: &mut [f32],
 ) -> Result<(), Error> {
     let to = Shared::new(out);
-    ctx.run(rows, |row| {
-        // SAFETY: each task writes its own row.
-        let out = unsafe { to.slice(row * width, width) };
+    let chunks = width.div_ceil(CHUNK);
+    ctx.run(rows * chunks, |task| {
+        let (row, start) = (task / chunks, task % chunks * CHUNK);
+        let end = width.min(start + CHUNK);
         let (gate, up) = gu[row * 2 * width..][..2 * width].split_at(width);
-        reference(gate, up, act, out);
+        // SAFETY: each task writes its own part of its row.
+        let out = unsafe { to.slice(row * width + start, end - start) };
+        dispatch(ctx, Gate { gate: &gate[start..end], up: &up[start..end], act, out });
     })
 }
 
-/// The definition.
-fn reference(gate: &[f32], up: &[f32], act: Activation, out: &mut [f32]) {
-    for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
-        let bent = match act {
-            Activation::Silu => g / (1.0 + (-g).exp()),
-            Activation::GeluTanh => {
-                let inner = (2.0 / std::f32::consts::PI).sqrt() * (g + 0.044715 * g * g * g);
-                0.5 * g * (1.0 + inner.tanh())
+/// Numbers of a task.
+const CHUNK: usize = 2048;
+
+struct Gate<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    act: Activation,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Gate<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        for (i, gate) in self.gate.chunks(16).enumerate() {
+            // SAFETY: all pointers stay within slices of one length, and `L` is offered (the caller's promise).
+            unsafe {
+                let x = L::load_some(gate.as_ptr(), gate.len());
+                // Both are x / (1 + e^-y): the tanh of GELU is a sigmoid of twice its argument, less cancellation.
+                let minus_y = match self.act {
+                    Activation::Silu => L::sub(L::splat(0.0), x),
+                    Activation::GeluTanh => {
+                        let cube = L::mul(L::mul(x, x), L::mul(x, L::splat(0.044_715)));
+                        L::mul(L::splat(-2.0 * SQRT_2_OVER_PI), L::add(x, cube))
+                    }
+                };
+                let bent = L::div(x, L::add(L::splat(1.0), L::exp(minus_y)));
+                let up = L::load_some(self.up.as_ptr().add(16 * i), gate.len());
+                L::store_some(self.out.as_mut_ptr().add(16 * i), gate.len(), L::mul(bent, up));
             }
-        };
-        *out = bent * u;
+        }
     }
 }
+
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 
 #[cfg(test)]
 mod tests {

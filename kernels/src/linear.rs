@@ -6,11 +6,14 @@
 //! ascending, denormals flushed. So bits do not depend on the instructions, the number of rows or the threads, and
 //! the number of rows may choose the kernel. Quantized weights go through candle and are exempt.
 
-use candle_core::{Module, Tensor};
-use half::bf16;
+use candle_core::quantized::QMatMul;
+use candle_core::{Device, Module, Tensor};
 
-use crate::buffer::{Aligned, Shared, read, read_vector, write};
-use crate::weight::{GROUP, PANEL, Store};
+use crate::buffer::{Aligned, read, read_vector, write};
+use crate::cpu;
+#[cfg(test)]
+use crate::weight::GROUP;
+use crate::weight::Store;
 use crate::{Context, Error, Weight};
 
 /// What becomes of the numbers in the output.
@@ -64,7 +67,8 @@ fn on_tensors(
     let bias = bias.map(|bias| read_vector(("linear", "bias"), bias, weight.rows())).transpose()?;
     write(("linear", "out"), out, rows.len(), weight.rows(), |out| {
         let scratch = &mut *ctx.scratch();
-        product(ctx, &mut scratch.staged, &x, rows, weight, bias.as_deref(), out, how)
+        let op = Operands { x: &x, rows, weight, bias: bias.as_deref(), how };
+        product(ctx, &mut scratch.staged, &op, out)
     })
 }
 
@@ -91,108 +95,92 @@ impl Gather<'_> {
     }
 }
 
-/// The product on plain slices: `x` has rows of `weight.cols()`, `out` has `rows.len()` rows of `weight.rows()`.
-#[allow(clippy::too_many_arguments)]
+/// A product on plain slices: `x` has rows of `weight.cols()`, the output has `rows.len()` rows of `weight.rows()`.
+pub(crate) struct Operands<'a> {
+    pub x: &'a [f32],
+    pub rows: Gather<'a>,
+    pub weight: &'a Weight,
+    pub bias: Option<&'a [f32]>,
+    pub how: Write,
+}
+
 pub(crate) fn product(
     ctx: &Context,
     staged: &mut Aligned<f32>,
-    x: &[f32],
-    rows: Gather<'_>,
-    weight: &Weight,
-    bias: Option<&[f32]>,
+    op: &Operands<'_>,
     out: &mut [f32],
-    how: Write,
 ) -> Result<(), Error> {
-    if rows.len() == 0 || weight.rows() == 0 {
+    debug_assert!(out.len() >= op.rows.len() * op.weight.rows());
+    if op.rows.len() == 0 || op.weight.rows() == 0 {
         return Ok(());
     }
-    if let Store::Blocks(blocks, _) = &weight.store {
-        return quantized(x, rows, blocks, weight, bias, out, how);
+    match &op.weight.store {
+        Store::Blocks(blocks, _) => quantized(op, blocks, out),
+        _ => cpu::product::run(ctx, staged, op, out),
     }
-    reference(ctx, staged, x, rows, weight, bias, out, how)
-}
-
-/// The definition of the product: every sum by itself, in the order given above.
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn reference(
-    ctx: &Context,
-    staged: &mut Aligned<f32>,
-    x: &[f32],
-    rows: Gather<'_>,
-    weight: &Weight,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
-    how: Write,
-) -> Result<(), Error> {
-    let (outputs, cols) = (weight.rows(), weight.cols());
-    let padded = cols.next_multiple_of(GROUP);
-    staged.reserve(rows.len() * padded)?;
-    for i in 0..rows.len() {
-        let from = &x[rows.row(i) * cols..][..cols];
-        let to = &mut staged[i * padded..][..padded];
-        match weight.store {
-            Store::Bf16(_) => to.iter_mut().zip(from).for_each(|(to, x)| *to = bf16::from_f32(*x).to_f32()),
-            _ => to[..cols].copy_from_slice(from),
-        }
-        to[cols..].fill(0.0);
-    }
-    let (staged, to, rows) = (&*staged, Shared::new(out), rows.len());
-    ctx.run(outputs.div_ceil(PANEL), |panel| {
-        for n in panel * PANEL..outputs.min((panel + 1) * PANEL) {
-            for r in 0..rows {
-                let x = &staged[r * padded..][..padded];
-                let mut sum = 0.0;
-                for group in (0..padded).step_by(GROUP) {
-                    let (mut even, mut odd) = (0.0f32, 0.0f32);
-                    for k in (group..group + GROUP).step_by(2) {
-                        let w = |k| if k < cols { weight.at(n, k).expect("bug: not packed") } else { 0.0 };
-                        even = x[k].mul_add(w(k), even);
-                        odd = x[k + 1].mul_add(w(k + 1), odd);
-                    }
-                    sum += even + odd;
-                }
-                // SAFETY: each task writes the columns of its own panel.
-                let out = unsafe { &mut *to.at(r * outputs + n) };
-                let sum = bias.map_or(sum, |bias| sum + bias[n]);
-                *out = if how == Write::Add { *out + sum } else { sum };
-            }
-        }
-    })
 }
 
 /// Through candle, which allocates its operands and runs on threads of its own.
-fn quantized(
-    x: &[f32],
-    rows: Gather<'_>,
-    blocks: &candle_core::quantized::QMatMul,
-    weight: &Weight,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
-    how: Write,
-) -> Result<(), Error> {
-    let (outputs, cols) = (weight.rows(), weight.cols());
-    let mut gathered = Vec::with_capacity(rows.len() * cols);
-    for i in 0..rows.len() {
-        gathered.extend_from_slice(&x[rows.row(i) * cols..][..cols]);
+fn quantized(op: &Operands<'_>, blocks: &QMatMul, out: &mut [f32]) -> Result<(), Error> {
+    let (rows, outputs, cols) = (op.rows.len(), op.weight.rows(), op.weight.cols());
+    let mut gathered = Vec::with_capacity(rows * cols);
+    for i in 0..rows {
+        gathered.extend_from_slice(&op.x[op.rows.row(i) * cols..][..cols]);
     }
-    let x = Tensor::from_vec(gathered, (rows.len(), cols), &candle_core::Device::Cpu)?;
+    let x = Tensor::from_vec(gathered, (rows, cols), &Device::Cpu)?;
     let product = blocks.forward(&x)?;
-    let product = read(("linear", "quantized product"), &product, rows.len(), outputs)?;
+    let product = read(("linear", "quantized product"), &product, rows, outputs)?;
     for (out, product) in out.chunks_exact_mut(outputs).zip(product.chunks_exact(outputs)) {
         for (n, (out, sum)) in out.iter_mut().zip(product).enumerate() {
-            let sum = bias.map_or(*sum, |bias| sum + bias[n]);
-            *out = if how == Write::Add { *out + sum } else { sum };
+            *out = finish(op, n, *sum, *out);
         }
     }
     Ok(())
 }
 
+/// Bias and residual of one number.
+fn finish(op: &Operands<'_>, n: usize, sum: f32, before: f32) -> f32 {
+    let sum = op.bias.map_or(sum, |bias| sum + bias[n]);
+    if op.how == Write::Add { before + sum } else { sum }
+}
+
+/// The definition of the product: every sum by itself, in the order given above. Denormals must be flushed.
+#[cfg(test)]
+fn reference(op: &Operands<'_>, out: &mut [f32]) {
+    let (outputs, cols) = (op.weight.rows(), op.weight.cols());
+    for i in 0..op.rows.len() {
+        let x = &op.x[op.rows.row(i) * cols..][..cols];
+        let x = |k| match op.weight.store {
+            _ if k >= cols => 0.0,
+            Store::Bf16(_) => half::bf16::from_f32(x[k]).to_f32(),
+            _ => x[k],
+        };
+        for n in 0..outputs {
+            let w = |k| if k < cols { op.weight.at(n, k).expect("bug: not packed") } else { 0.0 };
+            let mut sum = 0.0;
+            for group in (0..cols).step_by(GROUP) {
+                let (mut even, mut odd) = (0.0f32, 0.0f32);
+                for k in (group..group + GROUP).step_by(2) {
+                    even = x(k).mul_add(w(k), even);
+                    odd = x(k + 1).mul_add(w(k + 1), odd);
+                }
+                sum += even + odd;
+            }
+            let out = &mut out[i * outputs + n];
+            *out = finish(op, n, sum, *out);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::DType;
+    use half::bf16;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::cpu::detect::Isa;
+    use crate::cpu::pool::FlushDenormals;
     use crate::{Quantize, View};
 
     fn wave(len: usize, step: f32) -> Vec<f32> {
@@ -284,5 +272,103 @@ mod tests {
         let out = tensor(&[0.0; 4], 1);
         let error = linear(&ctx, &tensor(&[0.0; 31], 1), 1, &weight, None, &out, Write::Set).unwrap_err();
         assert!(error.to_string().contains("linear: x has shape [1, 31]"), "{error}");
+    }
+
+    /// Numbers of every kind that the order of sums can tell apart: large ones that cancel, denormals, infinities.
+    fn kind(choice: u32, i: u32) -> f32 {
+        let hash = (i.wrapping_add(choice << 20))
+            .wrapping_mul(0x9e37_79b1)
+            .rotate_left(13)
+            .wrapping_mul(0x85eb_ca6b);
+        let x = (hash >> 8) as f32 / (1 << 23) as f32 - 1.0;
+        match choice % 4 {
+            0 => x,
+            // Magnitudes from 2^-40 to 2^40.
+            1 => x * 2f32.powi((hash & 0xff) as i32 % 81 - 40),
+            // Products around the smallest normal numbers, and denormals themselves.
+            2 => x * 2f32.powi(-58 - (hash & 7) as i32 * 10),
+            _ => match hash & 0xfff {
+                0 => f32::INFINITY,
+                1 => f32::MAX,
+                2 => -0.0,
+                _ => x * 1e3,
+            },
+        }
+    }
+
+    struct Case {
+        rows: usize,
+        outputs: usize,
+        cols: usize,
+        dtype: DType,
+        choice: u32,
+        bias: bool,
+        how: Write,
+    }
+
+    impl Case {
+        fn x(&self) -> Vec<f32> {
+            (0..(self.rows * self.cols) as u32).map(|i| kind(self.choice, i)).collect()
+        }
+
+        fn weight(&self, ctx: &Context) -> Weight {
+            let numbers = (0..(self.outputs * self.cols) as u32).map(|i| kind(self.choice / 4, i + 77));
+            let bytes: Vec<u8> = numbers
+                .flat_map(|x| match self.dtype {
+                    DType::BF16 => bf16::from_f32(x).to_le_bytes().to_vec(),
+                    DType::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
+                    _ => x.to_le_bytes().to_vec(),
+                })
+                .collect();
+            let view = View { dtype: self.dtype, rows: self.outputs, cols: self.cols, bytes: &bytes };
+            Weight::pack(ctx, &[view]).unwrap()
+        }
+
+        /// Bits of the product of some of the rows; one bit pattern for all that is no number.
+        fn bits(&self, run: impl Fn(&Operands<'_>, &mut [f32]), weight: &Weight, rows: &[u32]) -> Vec<u32> {
+            let bias = wave(self.outputs, 0.9);
+            let x = self.x();
+            let bias = self.bias.then_some(&bias[..]);
+            let op = Operands { x: &x, rows: Gather::List(rows), weight, bias, how: self.how };
+            let mut out = vec![0.5; rows.len() * self.outputs];
+            run(&op, &mut out);
+            out.into_iter().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect()
+        }
+    }
+
+    fn contexts() -> Vec<Context> {
+        let of = |isa| [1, 3].into_iter().filter_map(move |threads| Context::cpu_with(isa, threads).ok());
+        Isa::ALL.into_iter().flat_map(of).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+        #[test]
+        fn every_instruction_set_row_count_and_thread_count_gives_the_bits_of_the_definition(
+            rows in 1usize..70,
+            outputs in 1usize..90,
+            cols in 1usize..300,
+            dtype in prop::sample::select(vec![DType::BF16, DType::BF16, DType::F16, DType::F32]),
+            choice in 0u32..16,
+            bias: bool,
+            add: bool,
+        ) {
+            let how = if add { Write::Add } else { Write::Set };
+            let case = Case { rows, outputs, cols, dtype, choice, bias, how };
+            let contexts = contexts();
+            let weight = case.weight(&contexts[0]);
+            let all: Vec<u32> = (0..rows as u32).collect();
+            let want = {
+                let _flush = FlushDenormals::on();
+                case.bits(reference, &weight, &all)
+            };
+            for ctx in &contexts {
+                let run = |op: &Operands<'_>, out: &mut [f32]| product(ctx, &mut Aligned::empty(), op, out).unwrap();
+                prop_assert!(case.bits(run, &weight, &all) == want, "{:?} {} threads", ctx.isa(), ctx.threads());
+                let (one, rest) = all.split_at(1);
+                prop_assert!(case.bits(run, &weight, one) == want[..outputs], "{:?} one row", ctx.isa());
+                prop_assert!(case.bits(run, &weight, rest) == want[outputs..], "{:?} other rows", ctx.isa());
+            }
+        }
     }
 }

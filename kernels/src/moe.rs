@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use crate::buffer::{read, write};
 use crate::gate::{self, Activation};
-use crate::linear::{Gather, Write, product};
+use crate::linear::{Gather, Operands, Write, product};
 use crate::{Context, Error, Weight};
 
 /// Which rows each expert works on and how much its result counts. Made once for the largest step, filled by
@@ -172,9 +172,10 @@ pub fn experts(
             let bent = &mut bent[..count * ffn];
             let result = &mut result[..count * width];
             let staged = &mut scratch.staged;
-            product(ctx, staged, &x, Gather::List(list), &gate_up[expert], None, both, Write::Set)?;
+            let op = |x, rows, weight| Operands { x, rows, weight, bias: None, how: Write::Set };
+            product(ctx, staged, &op(&x, Gather::List(list), &gate_up[expert]), both)?;
             gate::on_rows(ctx, both, count, ffn, act, bent)?;
-            product(ctx, staged, bent, Gather::First(count), &down[expert], None, result, Write::Set)?;
+            product(ctx, staged, &op(bent, Gather::First(count), &down[expert]), result)?;
             for ((row, weight), result) in list.iter().zip(weights).zip(result.chunks_exact(width)) {
                 let out = &mut out[*row as usize * width..][..width];
                 out.iter_mut().zip(result).for_each(|(out, result)| *out = weight.mul_add(*result, *out));

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use crate::buffer::{Shared, read, read_vector, write};
+use crate::cpu::lanes::{Kernel, Lanes, dispatch};
 use crate::{Context, Error};
 
 /// `out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * w`, with `w` the `weight` `[width]`, or one more than it when
@@ -21,21 +22,51 @@ pub fn rms_norm(
     let x = read(("rms_norm", "x"), x, rows, width)?;
     write(("rms_norm", "out"), out, rows, width, |out| {
         let to = Shared::new(out);
-        ctx.run(rows, |row| {
-            // SAFETY: each task writes its own row.
-            let out = unsafe { to.slice(row * width, width) };
-            reference(&x[row * width..][..width], &weight, eps, unit_offset, out);
+        // A few thousand numbers are worth a task.
+        let chunk = (8192 / width.max(1)).max(1);
+        ctx.run(rows.div_ceil(chunk), |task| {
+            for row in task * chunk..rows.min((task + 1) * chunk) {
+                // SAFETY: each task writes its own rows.
+                let out = unsafe { to.slice(row * width, width) };
+                let x = &x[row * width..][..width];
+                dispatch(
+                    ctx,
+                    Norm { x, weight: &weight, eps, offset: f32::from(u8::from(unit_offset)), out },
+                );
+            }
         })
     })
 }
 
-/// The definition, for one row.
-fn reference(x: &[f32], weight: &[f32], eps: f32, unit_offset: bool, out: &mut [f32]) {
-    let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
-    let scale = 1.0 / (mean + eps).sqrt();
-    let offset = if unit_offset { 1.0 } else { 0.0 };
-    for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
-        *out = x * scale * (offset + w);
+/// One row. Squares are summed in 32 chains, so the order is the same on every processor.
+struct Norm<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    offset: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Norm<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let width = self.x.len();
+        // SAFETY: all pointers stay within slices of length `width`, and `L` is offered (the caller's promise).
+        unsafe {
+            let mut squares = [L::splat(0.0); 2];
+            for (i, x) in self.x.chunks(16).enumerate() {
+                let x = L::load_some(x.as_ptr(), x.len());
+                squares[i % 2] = L::fma(x, x, squares[i % 2]);
+            }
+            let mean = L::sum(L::add(squares[0], squares[1])) / width as f32;
+            let scale = L::splat(1.0 / (mean + self.eps).sqrt());
+            for (i, x) in self.x.chunks(16).enumerate() {
+                let weight = L::load_some(self.weight.as_ptr().add(16 * i), x.len());
+                let weight = L::add(L::splat(self.offset), weight);
+                let scaled = L::mul(L::load_some(x.as_ptr(), x.len()), scale);
+                L::store_some(self.out.as_mut_ptr().add(16 * i), x.len(), L::mul(scaled, weight));
+            }
+        }
     }
 }
 
