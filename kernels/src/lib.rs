@@ -8,6 +8,8 @@ mod attention;
 mod buffer;
 mod context;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod embed;
 mod error;
 mod gate;

@@ -1,0 +1,105 @@
+//! Under the feature `cuda`: compiles `cuda/*.cu` with nvcc and lets candle's CUDA kernels link the runtime statically.
+//! Without it nothing here runs, and a build needs no CUDA.
+//!
+//! Each `cuda/NAME.cu` becomes `OUT_DIR/NAME.fatbin`, embedded by the file in `src/cuda` that launches it, and
+//! `OUT_DIR/NAME.resources`, the compiler's report of registers, shared memory and spills.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+/// Machine code for the generations served (A100; A10 and RTX 30; L4, L40S and RTX 40; H100 and H200 with their own
+/// instructions), and PTX that the driver compiles for anything later.
+const TARGETS: [&str; 5] = [
+    "arch=compute_80,code=sm_80",
+    "arch=compute_86,code=sm_86",
+    "arch=compute_89,code=sm_89",
+    "arch=compute_90a,code=sm_90a",
+    "arch=compute_80,code=compute_80",
+];
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    // Not PATH: a build from another shell would compile everything above this crate again.
+    for name in ["CUDA_HOME", "CUDA_PATH", "NVCC"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    println!("cargo:rerun-if-changed=cuda");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("bug: cargo sets OUT_DIR"));
+    compile_kernels(&out);
+    link_static_runtime(&out);
+}
+
+fn compile_kernels(out: &Path) {
+    let nvcc = nvcc();
+    let mut sources: Vec<PathBuf> = fs::read_dir("cuda")
+        .expect("bug: kernels/cuda is part of the crate")
+        .map(|entry| entry.expect("reading kernels/cuda").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "cu"))
+        .collect();
+    sources.sort();
+    for source in sources {
+        let name = source.file_stem().expect("bug: a .cu file has a name").to_string_lossy().into_owned();
+        let mut command = Command::new(&nvcc);
+        command.args(["-fatbin", "-O3", "-std=c++17", "--resource-usage", "-lineinfo"]);
+        for target in TARGETS {
+            command.args(["-gencode", target]);
+        }
+        command.arg("-o").arg(out.join(format!("{name}.fatbin"))).arg(&source);
+        let result = command.output().unwrap_or_else(|error| {
+            panic!(
+                "the feature `cuda` needs nvcc 13.0, and {nvcc:?} did not start ({error}): \
+                 eval \"$(packaging/cuda/toolchain.sh)\" puts one on the PATH"
+            )
+        });
+        let report = String::from_utf8_lossy(&result.stderr);
+        assert!(result.status.success(), "nvcc failed on {}:\n{report}", source.display());
+        fs::write(out.join(format!("{name}.resources")), report.as_bytes())
+            .expect("writing the resource report");
+    }
+}
+
+/// `NVCC`, then `CUDA_HOME`, then whatever `PATH` says.
+fn nvcc() -> OsString {
+    if let Some(nvcc) = env::var_os("NVCC") {
+        return nvcc;
+    }
+    match env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin/nvcc")) {
+        Some(path) if path.is_file() => path.into(),
+        _ => "nvcc".into(),
+    }
+}
+
+/// candle's kernels ask for `-l dylib=cudart`. From a directory that holds nothing but `libcudart.a` the linker takes
+/// the static runtime, and the binary starts on hosts without CUDA. A search path of any crate reaches the final link.
+fn link_static_runtime(out: &Path) {
+    let mut toolkits: Vec<PathBuf> =
+        ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).map(PathBuf::from).collect();
+    for dir in env::split_paths(&env::var_os("PATH").unwrap_or_default()) {
+        if let Ok(nvcc) = fs::canonicalize(dir.join("nvcc")) {
+            toolkits.extend(nvcc.ancestors().nth(2).map(PathBuf::from));
+        }
+    }
+    toolkits.push("/usr/local/cuda".into());
+    let library = toolkits
+        .iter()
+        .flat_map(|t| {
+            ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"].map(|d| t.join(d))
+        })
+        .map(|dir| dir.join("libcudart_static.a"))
+        .find(|path| path.is_file());
+    let Some(library) = library else {
+        println!(
+            "cargo:warning=no libcudart_static.a under CUDA_HOME: the binary will need libcudart.so at start"
+        );
+        return;
+    };
+    let dir = out.join("cudart");
+    fs::create_dir_all(&dir).expect("making the directory of the static CUDA runtime");
+    fs::copy(&library, dir.join("libcudart.a")).expect("copying libcudart_static.a");
+    println!("cargo:rustc-link-search=native={}", dir.display());
+}
