@@ -1,0 +1,34 @@
+// Kernels with a planted fault each, to show that the emulation notices. Argument: which one.
+
+// Adds up 64 numbers over two warps; `barrier` says whether the second half waits for the first.
+template <bool BARRIER>
+__global__ void sum_of_warps(const float* in, float* out) {
+  __shared__ float partial[2];
+  float sum = in[threadIdx.x];
+  for (unsigned apart = 16; apart > 0; apart /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, apart);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
+  if (BARRIER) __syncthreads();
+  if (threadIdx.x == 0) *out = partial[0] + partial[1];
+}
+
+__global__ void barrier_under_if(float* out) {
+  if (threadIdx.x < 32) __syncthreads();
+  *out = 1.0f;
+}
+
+__global__ void one_too_far(const float* in, float* out) { *out = in[threadIdx.x + 1]; }
+
+int main(int, char** arguments) {
+  const std::string fault = arguments[1];
+  std::vector<float> in(64, 1.0f);
+  for (auto order : {emulation::Order::Ascending, emulation::Order::Descending, emulation::Order::Shuffled}) {
+    float out = 0.0f;
+    emulation::launch(order, 7, 1, 64, [&] {
+      if (fault == "none") sum_of_warps<true>(in.data(), &out);
+      if (fault == "missing barrier") sum_of_warps<false>(in.data(), &out);
+      if (fault == "barrier under if") barrier_under_if(&out);
+      if (fault == "one too far") one_too_far(in.data(), &out);
+    });
+    std::printf("%g ", out);
+  }
+}
