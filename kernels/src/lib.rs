@@ -10,6 +10,7 @@ mod context;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod draw;
 mod embed;
 mod error;
 mod gate;

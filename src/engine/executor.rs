@@ -23,14 +23,35 @@ pub struct Capacity {
     pub vocab: u32,
 }
 
+impl Capacity {
+    /// Longest sequence that can ever run: the context, or the whole cache where that is smaller.
+    pub fn longest(&self) -> u32 {
+        self.context.min(self.blocks.saturating_mul(self.block_size))
+    }
+}
+
 /// A step that failed. Its sequences end with this; the loop goes on.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the step failed: {0}")]
 pub struct StepError(pub String);
 
-/// Runs steps, in order, one stream of work.
+/// Runs steps, in order, one stream of work. Each `launch` is followed by one `sample`, be it of no rows, and each
+/// `sample` by one `collect`. Between a step's `launch` and its `sample` the step before may be collected, if the
+/// executor [`overlaps`](Executor::overlaps).
+///
+/// A step's blocks may be given to another sequence while it is still in flight: work done in order makes that safe.
 pub trait Executor: Send {
     fn capacity(&self) -> Capacity;
+
+    /// Whether `launch` returns before the work is done, so that planning the next step beside it pays. Where it does
+    /// the work itself, each step is collected before the next one is planned, and tokens leave a step earlier.
+    fn overlaps(&self) -> bool {
+        false
+    }
+
+    /// Forgets every step in flight. Called after any of the calls below failed or panicked; the next call is a
+    /// `launch`. Keys and values of steps collected before must still be there.
+    fn reset(&mut self) {}
 
     /// Enqueues the forward pass of a step: writes keys and values, leaves logits for `sample`.
     fn launch(&mut self, step: &Step) -> Result<(), StepError>;
@@ -38,6 +59,7 @@ pub trait Executor: Send {
     /// Enqueues the drawing of tokens from the logits of the step launched last.
     fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<(), StepError>;
 
-    /// Waits for the sampling launched longest ago and appends its results to `out`, in the order of its rows.
+    /// Waits for the sampling launched longest ago and appends its results to `out`, in the order of its rows. A row
+    /// that cannot be drawn says so in its result and costs its neighbours nothing.
     fn collect(&mut self, out: &mut Vec<Sampled>) -> Result<(), StepError>;
 }

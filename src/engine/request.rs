@@ -1,6 +1,7 @@
 //! What is asked of the engine and what comes back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use hearth_kernels::sample::Sampling;
 
@@ -24,7 +25,8 @@ pub struct Request {
     /// How many independent continuations.
     pub choices: u32,
     pub sampling: Sampling,
-    /// Tokens per choice at most.
+    /// Tokens per choice at most. `u32::MAX`: as many as the context holds; 0: only the prompt is computed, and only
+    /// if its log probabilities are asked for.
     pub max_tokens: u32,
     /// Tokens that end a choice; they are reported as the last token. The model's own end tokens are the caller's to
     /// list here, unless the end of text is to be ignored.
@@ -36,6 +38,27 @@ pub struct Request {
     pub mask: Option<Box<dyn Mask>>,
     /// Who may share cached prefixes with this request: equal salts share.
     pub salt: u64,
+    /// Fails what has not ended this long after it was submitted.
+    pub deadline: Option<Duration>,
+}
+
+impl Request {
+    /// One greedy continuation of a prompt to the end of the context, and nothing else asked for.
+    pub fn new(prompt: impl Into<Arc<[u32]>>) -> Self {
+        Self {
+            id: "".into(),
+            prompt: prompt.into(),
+            choices: 1,
+            sampling: Sampling::default(),
+            max_tokens: u32::MAX,
+            stop_tokens: Arc::default(),
+            min_tokens: 0,
+            prompt_logprobs: None,
+            mask: None,
+            salt: 0,
+            deadline: None,
+        }
+    }
 }
 
 /// Why a choice ended.
@@ -55,7 +78,8 @@ pub struct Logprobs {
     pub top: Vec<(u32, f32)>,
 }
 
-/// What the stream of a request yields. A stream ends exactly once: after every choice finished, or after `Failed`.
+/// What the stream of a request yields. A stream ends exactly once: after every choice finished or was cancelled, or
+/// after `Failed`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The prompt is computed. `cached` of its tokens came from the prefix cache. One entry per prompt token if
@@ -73,7 +97,8 @@ pub enum Event {
         choice: u32,
         reason: Finish,
     },
-    /// The step failed, the engine is stopping, or the reader was too slow. The text is for the user.
+    /// The step failed, the engine is stopping, the deadline passed, or the reader was too slow. The text is for the
+    /// user.
     Failed {
         error: String,
     },
@@ -90,6 +115,13 @@ pub enum Refused {
         "the prompt has {prompt} tokens and {max_tokens} more are asked for; the model's context is {context} tokens"
     )]
     TooLong { prompt: u32, max_tokens: u32, context: u32 },
+    #[error(
+        "the prompt has {prompt} tokens and {max_tokens} more are asked for; the memory given to this model's cache \
+         holds {cache} tokens"
+    )]
+    TooBig { prompt: u32, max_tokens: u32, cache: u32 },
+    #[error("there is no token {token}: the model's vocabulary ends at {}", vocab - 1)]
+    UnknownToken { token: u32, vocab: u32 },
     #[error("the prompt is empty: at least one token is needed")]
     Empty,
     #[error("the engine is stopping")]
