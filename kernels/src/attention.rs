@@ -6,6 +6,7 @@
 use candle_core::Tensor;
 
 use crate::buffer::{Shared, read, write};
+use crate::cpu::attend;
 use crate::paged::{BLOCK, Pages, Span};
 use crate::rope::Heads;
 use crate::{Context, Error, KvCache};
@@ -40,6 +41,9 @@ pub fn attention(
     check(&job)?;
     let qkv = read(("attention", "qkv"), qkv, rows, heads.width())?;
     write(("attention", "out"), out, rows, heads.q * heads.dim, |out| {
+        if attend::offers(heads.dim) {
+            return attend::run(ctx, &mut ctx.scratch().attention, &job, &qkv, out);
+        }
         let to = Shared::new(out);
         ctx.run(pages.spans.len() * heads.q, |task| {
             let (span, head) = (&pages.spans[task / heads.q], task % heads.q);
@@ -68,7 +72,8 @@ impl Job<'_> {
     }
 }
 
-/// The definition, for one head of one row: softmax of scaled products, in f32, of all positions at once.
+/// The definition, for one head of one row: softmax of scaled products, in f32, of all positions at once. It serves
+/// the head dimensions that no kernel is written for.
 fn reference(job: &Job<'_>, span: &Span, i: usize, head: usize, query: &[f32], out: &mut [f32]) {
     let (kv, shape) = (job.kv, job.kv.shape());
     let kv_head = head / (job.heads.q / job.heads.kv);
@@ -261,11 +266,16 @@ mod tests {
             (Heads { q: 8, kv: 1, dim: 64 }, DType::BF16, Some(23)),
             (Heads { q: 2, kv: 2, dim: 128 }, DType::F16, Some(16)),
             (Heads { q: 3, kv: 1, dim: 48 }, DType::F32, None),
+            (Heads { q: 19, kv: 1, dim: 32 }, DType::F32, Some(40)),
+            (Heads { q: 2, kv: 2, dim: 80 }, DType::BF16, None),
             (Heads { q: 2, kv: 1, dim: 256 }, DType::F32, Some(1)),
             (Heads { q: 2, kv: 1, dim: 20 }, DType::BF16, Some(5)),
         ] {
-            let ctx = Context::cpu_with(Isa::best(), 2).unwrap();
-            scenes.push(Scene { ctx, heads, dtype, window, lengths: vec![70, 33, 1] });
+            let isas = Isa::ALL.into_iter().filter_map(|isa| Context::cpu_with(isa, 1).ok());
+            // Threads enough that segments become tasks of their own.
+            for ctx in isas.chain([Context::cpu_with(Isa::best(), 9).unwrap()]) {
+                scenes.push(Scene { ctx, heads, dtype, window, lengths: vec![70, 33, 1] });
+            }
         }
         scenes
     }
@@ -295,6 +305,16 @@ mod tests {
             assert_eq!(batch[13..17], whole[66..]);
             assert_eq!(batch[..13], scene.run(&[(1, 0..33)])[20..]);
             assert_eq!(batch[17..], scene.run(&[(2, 0..1)]));
+        }
+    }
+
+    #[test]
+    fn instruction_sets_and_threads_do_not_change_a_bit() {
+        let scenes = scenes();
+        for same in scenes.chunk_by(|a, b| (a.heads, a.dtype, a.window) == (b.heads, b.dtype, b.window)) {
+            let pieces = [(1, 20..33), (0, 69..70), (2, 0..1)];
+            let want = same[0].run(&pieces);
+            assert!(same.iter().all(|scene| scene.run(&pieces) == want), "{:?}", same[0].heads);
         }
     }
 

@@ -6,6 +6,7 @@ use candle_core::Device;
 
 use crate::Error;
 use crate::buffer::Aligned;
+use crate::cpu::attend::Memory;
 use crate::cpu::detect::Isa;
 use crate::cpu::pool::Pool;
 
@@ -28,6 +29,7 @@ pub(crate) struct Scratch {
     pub staged: Aligned<f32>,
     /// Rows of a mixture's expert: gate and up, product of both, output.
     pub expert: [Aligned<f32>; 3],
+    pub attention: Memory,
 }
 
 impl Context {
@@ -47,7 +49,11 @@ impl Context {
     }
 
     fn with(isa: Isa, pool: Pool) -> Self {
-        let scratch = Scratch { staged: Aligned::empty(), expert: std::array::from_fn(|_| Aligned::empty()) };
+        let scratch = Scratch {
+            staged: Aligned::empty(),
+            expert: std::array::from_fn(|_| Aligned::empty()),
+            attention: Memory::empty(),
+        };
         Self { shared: Arc::new(Shared { device: Device::Cpu, isa, pool, scratch: Mutex::new(scratch) }) }
     }
 

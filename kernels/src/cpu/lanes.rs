@@ -91,6 +91,19 @@ pub(crate) trait Lanes: Copy {
         all[0]
     }
 
+    /// The largest lane; if any is no number, any.
+    #[inline(always)]
+    unsafe fn top(v: Self::V) -> f32 {
+        let mut all = [0.0f32; 16];
+        Self::store(all.as_mut_ptr(), v);
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                all[i] = if all[i] > all[i + half] { all[i] } else { all[i + half] };
+            }
+        }
+        all[0]
+    }
+
     /// The first `count` numbers, then zeroes.
     #[inline(always)]
     unsafe fn load_some(from: *const f32, count: usize) -> Self::V {
@@ -113,7 +126,7 @@ pub(crate) trait Lanes: Copy {
     }
 }
 
-/// Any processor. Where it has no fused multiply-add this is slow, and correct.
+/// Any processor: slow, and correct. Its operations are calls, or unrolled kernels would be mostly this code.
 #[derive(Clone, Copy)]
 pub(crate) struct Scalar;
 
@@ -128,80 +141,80 @@ impl Lanes for Scalar {
     type V = [f32; 16];
     const ROWS: usize = 4;
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn splat(x: f32) -> Self::V {
         [x; 16]
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load(from: *const f32) -> Self::V {
         from.cast::<[f32; 16]>().read_unaligned()
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn store(to: *mut f32, v: Self::V) {
         to.cast::<[f32; 16]>().write_unaligned(v);
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
         Self::each(|i| a[i] + b[i])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
         Self::each(|i| a[i] - b[i])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
         Self::each(|i| a[i] * b[i])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
         Self::each(|i| a[i] / b[i])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         Self::each(|i| a[i].mul_add(b[i], c[i]))
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
         Self::each(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
         Self::each(|i| if a[i] < b[i] { a[i] } else { b[i] })
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn round(v: Self::V) -> Self::V {
         Self::each(|i| v[i].round_ties_even())
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn power(v: Self::V) -> Self::V {
         Self::each(|i| f32::from_bits(((v[i] as i32 + 127) as u32) << 23))
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn pairs(from: *const u16) -> (Self::V, Self::V) {
         let all = from.cast::<[u16; 32]>().read_unaligned();
         let wide = |x: u16| f32::from_bits(u32::from(x) << 16);
         (Self::each(|i| wide(all[2 * i])), Self::each(|i| wide(all[2 * i + 1])))
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn f16(from: *const u16) -> Self::V {
         let all = from.cast::<[u16; 16]>().read_unaligned();
         Self::each(|i| half::f16::from_bits(all[i]).to_f32_const())
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn prefetch<T>(_at: *const T) {}
 }
 
@@ -294,6 +307,11 @@ mod x86 {
             let all = _mm512_loadu_si512(from.cast());
             let odd = _mm512_and_si512(all, _mm512_set1_epi32(0xffff_0000_u32 as i32));
             (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(all)), _mm512_castsi512_ps(odd))
+        }
+
+        #[inline(always)]
+        unsafe fn top(v: Self::V) -> f32 {
+            _mm512_reduce_max_ps(v)
         }
 
         #[inline(always)]

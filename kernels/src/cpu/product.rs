@@ -86,17 +86,20 @@ pub(crate) fn round(x: f32) -> u16 {
     (if x.is_nan() { quiet } else { rounded }) as u16
 }
 
-/// How a weight type lies in a panel: 32 numbers for each pair of columns in all.
-trait Format {
+/// How a type lies in a panel of a weight, 32 numbers for each pair of columns in all, and in a block of the cache.
+pub(crate) trait Format {
     type Unit: Copy + Sync;
 
     /// The next pair of columns, widened.
     unsafe fn pair<L: Lanes>(from: *const Self::Unit) -> (L::V, L::V);
+
+    /// Sixteen numbers from `d` on of the values at positions `2 * pair` and `2 * pair + 1` of a block, widened.
+    unsafe fn rows<L: Lanes>(values: *const Self::Unit, pair: usize, d: usize, dim: usize) -> (L::V, L::V);
 }
 
-struct Bf16;
-struct F16;
-struct F32;
+pub(crate) struct Bf16;
+pub(crate) struct F16;
+pub(crate) struct F32;
 
 impl Format for Bf16 {
     type Unit = u16;
@@ -104,6 +107,11 @@ impl Format for Bf16 {
     #[inline(always)]
     unsafe fn pair<L: Lanes>(from: *const u16) -> (L::V, L::V) {
         L::pairs(from)
+    }
+
+    #[inline(always)]
+    unsafe fn rows<L: Lanes>(values: *const u16, pair: usize, d: usize, dim: usize) -> (L::V, L::V) {
+        L::pairs(values.add(pair * 2 * dim + d * 2))
     }
 }
 
@@ -114,6 +122,12 @@ impl Format for F16 {
     unsafe fn pair<L: Lanes>(from: *const u16) -> (L::V, L::V) {
         (L::f16(from), L::f16(from.add(16)))
     }
+
+    #[inline(always)]
+    unsafe fn rows<L: Lanes>(values: *const u16, pair: usize, d: usize, dim: usize) -> (L::V, L::V) {
+        let from = values.add(pair * 2 * dim + d);
+        (L::f16(from), L::f16(from.add(dim)))
+    }
 }
 
 impl Format for F32 {
@@ -122,6 +136,12 @@ impl Format for F32 {
     #[inline(always)]
     unsafe fn pair<L: Lanes>(from: *const f32) -> (L::V, L::V) {
         (L::load(from), L::load(from.add(16)))
+    }
+
+    #[inline(always)]
+    unsafe fn rows<L: Lanes>(values: *const f32, pair: usize, d: usize, dim: usize) -> (L::V, L::V) {
+        let from = values.add(pair * 2 * dim + d);
+        (L::load(from), L::load(from.add(dim)))
     }
 }
 
