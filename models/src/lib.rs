@@ -2,6 +2,7 @@
 //! runs every supported family.
 
 pub mod checkpoint;
+pub mod decoder;
 pub mod layout;
 pub mod spec;
 pub mod step;

@@ -171,7 +171,7 @@ def shapes(config):
     # A tied matrix is head and embedding: logits of several units matter more than the embedding's size. What Gemma
     # adds to its scaled embedding must be large beside it, or every token predicts itself.
     put("model.embed_tokens.weight", (text["vocab_size"], hidden), 3.0 / hidden**0.5 if tied else 1.0)
-    back = 6.0 if gemma else 1.0
+    back = 5.0 if gemma else 1.0
     for layer in range(text["num_hidden_layers"]):
         at = f"model.layers.{layer}."
         put(at + "input_layernorm.weight", (hidden,), norm)
