@@ -1,4 +1,10 @@
 //! Hearth: the GitLab AI gateway, an OpenAI-compatible endpoint, the scheduler and the runtime in one process.
 
+pub mod cli;
+pub mod config;
 pub mod engine;
+pub mod nearest;
+pub mod openai;
+pub mod served;
+pub mod server;
 pub mod text;

@@ -384,3 +384,30 @@ fn tokenizers_are_shared_between_threads() {
     fn shared<T: Send + Sync>(_: &T) {}
     shared(&Arc::new(load("llama-3")));
 }
+
+/// `tests/golden/chat/make.py` rendered these with the reference engine.
+#[test]
+fn templates_of_the_families_kinds_render_as_the_reference_does() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/chat/expected.jsonl");
+    let cases = std::fs::read_to_string(path).unwrap();
+    let mut refused = 0;
+    for line in cases.lines() {
+        let case: serde_json::Value = serde_json::from_str(line).unwrap();
+        let field = |name: &str| case[name].as_str().unwrap().to_owned();
+        let chat = ChatTemplate::new(field("template"), field("bos"), field("eos")).unwrap();
+        let message = |m: &serde_json::Value| Message {
+            role: m["role"].as_str().unwrap().to_owned(),
+            content: m["content"].as_str().unwrap().to_owned(),
+        };
+        let messages: Vec<Message> = case["messages"].as_array().unwrap().iter().map(message).collect();
+        match (chat.render(&messages), case["text"].as_str()) {
+            (Ok(text), Some(expected)) => assert_eq!(text, expected, "{} {messages:?}", field("name")),
+            (Err(error), None) => {
+                assert!(error.to_string().ends_with(&field("error")), "{error}");
+                refused += 1;
+            }
+            (got, expected) => panic!("{} {messages:?}: {got:?} for {expected:?}", field("name")),
+        }
+    }
+    assert!(refused > 5 && cases.lines().count() > 60);
+}

@@ -62,7 +62,12 @@ impl ApiError {
 
     pub fn media_type() -> Self {
         let message = "The body must be JSON: send `Content-Type: application/json`.";
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", "unsupported_media_type", message)
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "invalid_request_error",
+            "unsupported_media_type",
+            message,
+        )
     }
 
     pub fn no_such_model(name: &str, known: &[&str]) -> Self {
@@ -118,7 +123,8 @@ impl ApiError {
         let message = sentence(&refused.to_string());
         match refused {
             Refused::Full { retry_after, .. } => {
-                let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message);
+                let error =
+                    Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message);
                 Self { retry_after: Some(retry_after), ..error }
             }
             Refused::TooLong { .. } | Refused::TooBig { .. } => {

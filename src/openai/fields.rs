@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use crate::nearest::nearest;
 
 /// The fields of one JSON object that were not read yet.
 pub struct Fields {
@@ -20,9 +21,7 @@ impl Fields {
             .map_err(|e| ApiError::body(format!("The body is not valid JSON: {e}.")))?;
         match value {
             Value::Object(map) => Ok(Self { path: String::new(), map, known: Vec::new() }),
-            other => {
-                Err(ApiError::body(format!("The body must be a JSON object, not {}.", article(&other))))
-            }
+            other => Err(ApiError::body(format!("The body must be a JSON object, not {}.", article(&other)))),
         }
     }
 
@@ -108,18 +107,6 @@ impl Fields {
     }
 }
 
-/// The known name that is most like `name`, if one is like it at all.
-pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    if name.len() > 64 {
-        return None;
-    }
-    known
-        .map(|k| (strsim::damerau_levenshtein(name, k), k))
-        .filter(|(distance, k)| *distance <= (k.len() / 3).max(1))
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, k)| k)
-}
-
 pub fn wrong(name: &str, expected: &str, found: &Value) -> ApiError {
     ApiError::invalid(name, format!("`{name}` must be {expected}, not {}.", article(found)))
 }
@@ -145,7 +132,9 @@ pub fn integer(name: &str, value: &Value, low: i64, high: i64) -> Result<i64, Ap
 pub fn number(name: &str, value: &Value, low: f64, high: f64) -> Result<f32, ApiError> {
     match value.as_f64() {
         Some(number) if (low..=high).contains(&number) => Ok(number as f32),
-        Some(_) => Err(ApiError::invalid(name, format!("`{name}` must be from {low} to {high}; it is {value}."))),
+        Some(_) => {
+            Err(ApiError::invalid(name, format!("`{name}` must be from {low} to {high}; it is {value}.")))
+        }
         None => Err(wrong(name, "a number", value)),
     }
 }

@@ -6,6 +6,7 @@ mod added;
 pub mod chat;
 pub mod detokenize;
 pub mod fim;
+pub mod generation;
 pub mod stop;
 pub mod tokenizer;
 
@@ -25,8 +26,6 @@ pub struct TextFiles {
     pub tokenizer: Vec<u8>,
     pub tokenizer_config: Option<Vec<u8>>,
     pub chat_template: Option<String>,
-    pub generation_config: Option<Vec<u8>>,
-    pub config: Option<Vec<u8>>,
 }
 
 /// No text file of a checkpoint is larger than this; the largest tokenizers are about 35 MB.
@@ -63,8 +62,6 @@ impl TextFiles {
                 .ok_or_else(|| TextError::NoTokenizer { directory: directory.display().to_string() })?,
             tokenizer_config: read("tokenizer_config.json")?,
             chat_template,
-            generation_config: read("generation_config.json")?,
-            config: read("config.json")?,
         })
     }
 }
@@ -102,31 +99,20 @@ const LONG_AT_ONCE: usize = 2;
 const BYTES_PER_TOKEN: usize = 16;
 
 impl Text {
-    /// `vocab` and `context` are the model's.
-    pub fn new(files: &TextFiles, vocab: u32, context: u32) -> Result<Self, TextError> {
+    /// `vocab`, `context` and the tokens that end an answer are the model's.
+    pub fn new(files: &TextFiles, vocab: u32, context: u32, ends: &[u32]) -> Result<Self, TextError> {
         let tokenizer = Tokenizer::new(&files.tokenizer, files.tokenizer_config.as_deref())?;
-        let json = |bytes: &Option<Vec<u8>>| -> Value {
-            bytes.as_deref().and_then(|b| serde_json::from_slice(b).ok()).unwrap_or(Value::Null)
-        };
-        let tokenizer_config = json(&files.tokenizer_config);
-        let chat = match chat::source(files.chat_template.as_deref(), &tokenizer_config) {
+        // Checked by the tokenizer a moment ago.
+        let config = files.tokenizer_config.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok());
+        let config: Value = config.unwrap_or_default();
+        let chat = match chat::source(files.chat_template.as_deref(), &config) {
             Some(source) => {
                 let text = |token: Option<u32>| token.and_then(|t| tokenizer.name(t)).unwrap_or_default();
                 Some(ChatTemplate::new(source.to_string(), text(tokenizer.bos()), text(tokenizer.eos()))?)
             }
             None => None,
         };
-        // generation_config.json wins over config.json, as in the reference; the tokenizer's own is the last resort.
-        let listed = |config: Value| -> Vec<u32> {
-            match &config["eos_token_id"] {
-                Value::Array(list) => list.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
-                other => other.as_u64().map(|id| id as u32).into_iter().collect(),
-            }
-        };
-        let mut ends = listed(json(&files.generation_config));
-        if ends.is_empty() {
-            ends = listed(json(&files.config));
-        }
+        let mut ends = ends.to_vec();
         ends.extend(tokenizer.eos());
         ends.retain(|id| *id < vocab);
         ends.sort_unstable();

@@ -1,0 +1,68 @@
+//! The command line: one file a verb. Data goes to standard output, everything else to standard error.
+
+mod config;
+mod error;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Layers;
+pub use error::{CliError, Exit};
+
+#[derive(Parser)]
+#[command(name = "hearth", version, about, after_help = error::EXIT_CODES, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Args)]
+struct Common {
+    /// The settings file; /etc/hearth/hearth.toml if there is one
+    #[arg(long, global = true, env = "HEARTH_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Common {
+    /// Defaults, file and environment; flags are the verb's own to put over them.
+    fn layers(&self) -> Result<Layers, CliError> {
+        let text =
+            |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        Ok(Layers::load(self.config.as_deref(), std::env::vars_os().filter_map(text))?)
+    }
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Check the settings, or show them and where each came from
+    #[command(subcommand)]
+    Config(config::Verb),
+}
+
+/// Parses the command line and does what it says.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version are data and go to standard output with code 0; clap knows which is which.
+            let _ = e.print();
+            return if e.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS };
+        }
+    };
+    let done = match cli.verb {
+        Verb::Config(verb) => config::run(verb, &cli.common),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            error.code()
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The table of settings.
+
+/// What a setting's value must look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `address:port`.
+    Address,
+    /// A whole number within a range.
+    Number(u64, u64),
+    Choice(&'static [&'static str]),
+    Switch,
+    Path,
+    /// Never shown.
+    Secret,
+    /// Bytes: `512MiB`, `8GiB`, or a plain number.
+    Size,
+    Text,
+}
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// `section.key`; the environment has it as `HEARTH__SECTION__KEY`.
+    pub name: &'static str,
+    pub kind: Kind,
+    pub default: &'static str,
+    pub about: &'static str,
+}
+
+const fn key(name: &'static str, kind: Kind, default: &'static str, about: &'static str) -> Key {
+    Key { name, kind, default, about }
+}
+
+/// A day: no time limit is longer.
+const DAY: u64 = 86_400;
+const MILLION: u64 = 1_000_000;
+
+pub const KEYS: &[Key] = &[
+    key("server.listen", Kind::Address, "127.0.0.1:5052", "address of the API"),
+    key("server.connections", Kind::Number(1, MILLION), "4096", "connections at the same time"),
+    key("server.header_timeout", Kind::Number(1, DAY), "10", "seconds until a request's headers are there"),
+    key("server.body_timeout", Kind::Number(1, DAY), "30", "seconds between two pieces of a request's body"),
+    key("server.drain", Kind::Number(0, DAY), "30", "seconds that requests in flight have at shutdown"),
+    key(
+        "server.state_dir",
+        Kind::Path,
+        "",
+        "where the key is kept; empty: /var/lib/hearth for root, else ~/.local/state/hearth",
+    ),
+    key(
+        "server.key",
+        Kind::Secret,
+        "",
+        "the API key; empty: made at first start and kept in the state directory",
+    ),
+    key("engine.device", Kind::Choice(&["cpu"]), "cpu", "what computes"),
+    key("engine.threads", Kind::Number(0, 1024), "0", "threads that compute; 0: one for each core"),
+    key("engine.step_tokens", Kind::Number(1, 65_536), "256", "tokens computed in a step at most"),
+    key("engine.sequences", Kind::Number(1, 65_536), "64", "answers in the making at the same time"),
+    key("engine.queue_requests", Kind::Number(1, MILLION), "256", "requests that may wait"),
+    key("engine.queue_tokens", Kind::Number(1, 1 << 40), "262144", "prompt tokens that may wait"),
+    key("engine.prefix_cache", Kind::Switch, "true", "whether equal beginnings of prompts are computed once"),
+    key("log.level", Kind::Choice(&["error", "warn", "info", "debug", "trace"]), "info", "what is logged"),
+    key("log.format", Kind::Choice(&["text", "json"]), "text", "how it is logged"),
+];
+
+/// The settings of one `[[model]]`.
+pub const MODEL_KEYS: &[Key] = &[
+    key("name", Kind::Text, "", "the name in requests; empty: the directory's"),
+    key("path", Kind::Path, "", "the checkpoint's directory; empty: the model built in under that name"),
+    key(
+        "quantize",
+        Kind::Choice(&["none", "q8_0", "q4_k", "q6_k"]),
+        "none",
+        "how weights are packed at load",
+    ),
+    key("context", Kind::Number(0, 1 << 24), "0", "tokens of prompt and answer; 0: the checkpoint's own"),
+    key("kv", Kind::Size, "0", "memory for keys and values; 0: room for a few whole contexts"),
+];
+
+impl Key {
+    /// Whether a value fits; the error says what would.
+    pub fn check(&self, value: &str) -> Result<(), String> {
+        match self.kind {
+            Kind::Address if value.parse::<std::net::SocketAddr>().is_err() => {
+                Err("an address with a port, like 127.0.0.1:5052".to_owned())
+            }
+            Kind::Number(low, high) if !value.parse::<u64>().is_ok_and(|n| (low..=high).contains(&n)) => {
+                Err(format!("a whole number from {low} to {high}"))
+            }
+            Kind::Choice(words) if !words.contains(&value) => Err(format!("one of {}", words.join(", "))),
+            Kind::Switch if !matches!(value, "true" | "false") => Err("true or false".to_owned()),
+            Kind::Size if size(value).is_none() => Err("a size, like 512MiB or 8GiB".to_owned()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Bytes in `8GiB` and its like.
+pub fn size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1u64 << 40,
+        _ => return None,
+    };
+    digits.trim().parse::<u64>().ok()?.checked_mul(unit)
+}

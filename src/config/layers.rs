@@ -1,0 +1,305 @@
+//! The layers of settings, one over the other, each value with its origin.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use super::ConfigError;
+use super::keys::{KEYS, Key, Kind, MODEL_KEYS};
+use crate::nearest::nearest;
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Default,
+    File(PathBuf),
+    Environment(String),
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::File(path) => write!(f, "{}", path.display()),
+            Origin::Environment(name) => write!(f, "environment variable {name}"),
+            Origin::Flag(name) => write!(f, "flag {name}"),
+        }
+    }
+}
+
+/// One model to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelEntry {
+    pub name: String,
+    /// `None`: built into the binary.
+    pub path: Option<PathBuf>,
+    pub quantize: Option<String>,
+    /// 0: the checkpoint's own.
+    pub context: u32,
+    /// Bytes; 0: chosen by the server.
+    pub kv: u64,
+    pub origin: Origin,
+}
+
+/// The settings with their origins.
+#[derive(Clone, Debug)]
+pub struct Layers {
+    values: BTreeMap<&'static str, (String, Origin)>,
+    models: Vec<ModelEntry>,
+}
+
+/// Where the file is looked for when none is named.
+pub const FILE: &str = "/etc/hearth/hearth.toml";
+
+impl Layers {
+    /// Defaults only.
+    pub fn new() -> Self {
+        let values = KEYS.iter().map(|k| (k.name, (k.default.to_owned(), Origin::Default))).collect();
+        Self { values, models: Vec::new() }
+    }
+
+    /// Defaults, the file (a named one must exist), the `conf.d` beside it in the order of names, the environment.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut layers = Self::new();
+        let path = file.unwrap_or(Path::new(FILE));
+        if file.is_some() || path.exists() {
+            layers.file(path)?;
+            let mut parts: Vec<PathBuf> = match std::fs::read_dir(path.with_file_name("conf.d")) {
+                Ok(entries) => entries.filter_map(|e| Some(e.ok()?.path())).collect(),
+                Err(_) => Vec::new(),
+            };
+            parts.retain(|p| p.extension().is_some_and(|e| e == "toml"));
+            parts.sort();
+            for part in parts {
+                layers.file(&part)?;
+            }
+        }
+        layers.environment(environment)?;
+        Ok(layers)
+    }
+
+    fn file(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let origin = Origin::File(path.to_owned());
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            ConfigError::new(&origin, format!("it cannot be read: {e}"), "check the path and its rights")
+        })?;
+        self.toml(&text, &origin)
+    }
+
+    /// One file's text.
+    pub fn toml(&mut self, text: &str, origin: &Origin) -> Result<(), ConfigError> {
+        let table: Table = text.parse().map_err(|e: toml::de::Error| {
+            ConfigError::new(
+                origin,
+                format!("it is not valid TOML: {}", e.to_string().trim_end()),
+                "correct that line",
+            )
+        })?;
+        for (section, value) in table {
+            match value {
+                Value::Array(models) if section == "model" => {
+                    for model in models {
+                        let entry = model_entry(model, origin)?;
+                        self.model(entry);
+                    }
+                }
+                Value::Table(keys) if section != "model" => {
+                    for (key, value) in keys {
+                        let name = format!("{section}.{key}");
+                        let known = find(&name, origin)?;
+                        let text = scalar(known, &name, value, origin)?;
+                        self.set(known, text, origin)?;
+                    }
+                }
+                _ if section == "model" => {
+                    return Err(ConfigError::new(
+                        origin,
+                        "`model` must be a list of tables",
+                        "write [[model]]",
+                    ));
+                }
+                _ => {
+                    let fix = format!("settings are in sections: {}", sections().join(", "));
+                    return Err(ConfigError::new(
+                        origin,
+                        format!("`{section}` stands outside a section"),
+                        fix,
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn environment(&mut self, variables: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {
+        let mut variables: Vec<_> = variables.collect();
+        variables.sort();
+        for (name, value) in variables {
+            let origin = Origin::Environment(name.clone());
+            if name == "HEARTH_KEY" {
+                self.set(find("server.key", &origin)?, value, &origin)?;
+            } else if let Some(path) = name.strip_prefix("HEARTH__") {
+                let key = path.to_ascii_lowercase().replacen("__", ".", 1);
+                self.set(find(&key, &origin)?, value, &origin)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A flag of the command line.
+    pub fn flag(&mut self, flag: &str, name: &'static str, value: String) -> Result<(), ConfigError> {
+        let origin = Origin::Flag(flag.to_owned());
+        self.set(find(name, &origin)?, value, &origin)
+    }
+
+    fn set(&mut self, key: &'static Key, value: String, origin: &Origin) -> Result<(), ConfigError> {
+        key.check(&value).map_err(|expected| {
+            let what = format!("`{}` is {value:?}", key.name);
+            ConfigError::new(origin, what, format!("it must be {expected}"))
+        })?;
+        self.values.insert(key.name, (value, origin.clone()));
+        Ok(())
+    }
+
+    /// Adds a model, or replaces the one of that name.
+    pub fn model(&mut self, entry: ModelEntry) {
+        match self.models.iter_mut().find(|m| m.name == entry.name) {
+            Some(old) => *old = entry,
+            None => self.models.push(entry),
+        }
+    }
+
+    /// Flags that name models mean these models and no others.
+    pub fn only(&mut self, models: Vec<ModelEntry>) {
+        self.models = models;
+    }
+
+    pub fn models(&self) -> &[ModelEntry] {
+        &self.models
+    }
+
+    pub fn models_mut(&mut self) -> &mut [ModelEntry] {
+        &mut self.models
+    }
+
+    pub fn text(&self, name: &str) -> &str {
+        &self.values[name].0
+    }
+
+    pub fn origin(&self, name: &str) -> &Origin {
+        &self.values[name].1
+    }
+
+    pub fn number(&self, name: &str) -> Result<u64, ConfigError> {
+        self.parse(name)
+    }
+
+    pub fn parse<T: std::str::FromStr>(&self, name: &str) -> Result<T, ConfigError> {
+        let (text, origin) = &self.values[name];
+        text.parse().map_err(|_| {
+            ConfigError::new(origin, format!("`{name}` is {text:?}"), "see `hearth config show`")
+        })
+    }
+}
+
+impl Default for Layers {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn sections() -> Vec<String> {
+    let mut names: Vec<String> =
+        KEYS.iter().map(|k| format!("[{}]", k.name.split('.').next().unwrap_or_default())).collect();
+    names.dedup();
+    names.push("[[model]]".to_owned());
+    names
+}
+
+fn find(name: &str, origin: &Origin) -> Result<&'static Key, ConfigError> {
+    if let Some(key) = KEYS.iter().find(|k| k.name == name) {
+        return Ok(key);
+    }
+    let fix = match nearest(name, KEYS.iter().map(|k| k.name)) {
+        Some(known) => format!("did you mean `{known}`?"),
+        None => "see `hearth config show` for all settings".to_owned(),
+    };
+    Err(ConfigError::new(origin, format!("unknown setting `{name}`"), fix))
+}
+
+/// A value of the file as text, if its type is the setting's.
+fn scalar(key: &Key, name: &str, value: Value, origin: &Origin) -> Result<String, ConfigError> {
+    match (key.kind, value) {
+        (Kind::Number(..) | Kind::Size, Value::Integer(n)) => Ok(n.to_string()),
+        (Kind::Switch, Value::Boolean(b)) => Ok(b.to_string()),
+        (Kind::Number(..) | Kind::Switch, other) => {
+            let expected = if key.kind == Kind::Switch { "true or false" } else { "a number without quotes" };
+            Err(ConfigError::new(origin, format!("`{name}` is {other}"), format!("it must be {expected}")))
+        }
+        (_, Value::String(text)) => Ok(text),
+        (_, other) => {
+            Err(ConfigError::new(origin, format!("`{name}` is {other}"), "it must be text in quotes"))
+        }
+    }
+}
+
+fn model_entry(value: Value, origin: &Origin) -> Result<ModelEntry, ConfigError> {
+    let Value::Table(table) = value else {
+        return Err(ConfigError::new(origin, "`model` must be a list of tables", "write [[model]]"));
+    };
+    let mut values: BTreeMap<&str, String> =
+        MODEL_KEYS.iter().map(|k| (k.name, k.default.to_owned())).collect();
+    for (name, value) in table {
+        let Some(key) = MODEL_KEYS.iter().find(|k| k.name == name) else {
+            let fix = match nearest(&name, MODEL_KEYS.iter().map(|k| k.name)) {
+                Some(known) => format!("did you mean `{known}`?"),
+                None => format!(
+                    "a model has {}",
+                    MODEL_KEYS.iter().map(|k| k.name).collect::<Vec<_>>().join(", ")
+                ),
+            };
+            return Err(ConfigError::new(origin, format!("unknown setting `{name}` of a [[model]]"), fix));
+        };
+        let text = scalar(key, &name, value, origin)?;
+        key.check(&text).map_err(|expected| {
+            ConfigError::new(
+                origin,
+                format!("`{name}` of a [[model]] is {text:?}"),
+                format!("it must be {expected}"),
+            )
+        })?;
+        values.insert(key.name, text);
+    }
+    let path = Some(values["path"].as_str()).filter(|p| !p.is_empty()).map(PathBuf::from);
+    let name = match (values["name"].as_str(), &path) {
+        ("", Some(path)) => name_of(path),
+        (name, _) => name.to_owned(),
+    };
+    if name.is_empty() {
+        return Err(ConfigError::new(
+            origin,
+            "a [[model]] has neither `name` nor `path`",
+            "give it a `path`",
+        ));
+    }
+    Ok(ModelEntry {
+        name,
+        path,
+        quantize: Some(values["quantize"].clone()).filter(|q| q != "none"),
+        context: values["context"].parse().expect("bug: checked by its row"),
+        kv: super::keys::size(&values["kv"]).expect("bug: checked by its row"),
+        origin: origin.clone(),
+    })
+}
+
+/// A model's name when none is given: the last part of its path.
+pub fn name_of(path: &Path) -> String {
+    let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    full.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+}

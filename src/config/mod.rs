@@ -1,0 +1,84 @@
+//! Settings: defaults < file < conf.d < environment < flags, and where each value came from.
+//!
+//! Every setting is a row of [`KEYS`]; a name that is in no row is an error with the nearest name. Values are kept as
+//! text with their origin until they are read as what they are.
+
+pub mod keys;
+pub mod layers;
+pub mod state;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use keys::{KEYS, Key, Kind};
+pub use layers::{Layers, ModelEntry, Origin};
+
+/// What is wrong with the settings: where, what, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct ConfigError {
+    pub origin: String,
+    pub what: String,
+    pub fix: String,
+}
+
+impl ConfigError {
+    pub fn new(origin: &Origin, what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { origin: origin.to_string(), what: what.into(), fix: fix.into() }
+    }
+}
+
+/// The settings of a server, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub listen: SocketAddr,
+    pub connections: usize,
+    pub header_timeout: Duration,
+    pub body_timeout: Duration,
+    pub drain: Duration,
+    pub state_dir: PathBuf,
+    pub key: Option<state::Secret>,
+    pub device: String,
+    /// 0: every core that the process may use.
+    pub threads: usize,
+    pub step_tokens: u32,
+    pub sequences: u32,
+    pub queue_requests: u32,
+    pub queue_tokens: u64,
+    pub prefix_cache: bool,
+    pub log_level: String,
+    pub log_format: String,
+    pub models: Vec<ModelEntry>,
+}
+
+impl Settings {
+    pub fn of(layers: &Layers) -> Result<Self, ConfigError> {
+        let seconds = |name| layers.number(name).map(Duration::from_secs);
+        Ok(Self {
+            listen: layers.parse("server.listen")?,
+            connections: layers.number("server.connections")? as usize,
+            header_timeout: seconds("server.header_timeout")?,
+            body_timeout: seconds("server.body_timeout")?,
+            drain: seconds("server.drain")?,
+            state_dir: match layers.text("server.state_dir") {
+                "" => state::default_directory(),
+                path => path.into(),
+            },
+            key: match layers.text("server.key") {
+                "" => None,
+                key => Some(state::Secret::checked(key, layers.origin("server.key"))?),
+            },
+            device: layers.text("engine.device").to_owned(),
+            threads: layers.number("engine.threads")? as usize,
+            step_tokens: layers.number("engine.step_tokens")? as u32,
+            sequences: layers.number("engine.sequences")? as u32,
+            queue_requests: layers.number("engine.queue_requests")? as u32,
+            queue_tokens: layers.number("engine.queue_tokens")?,
+            prefix_cache: layers.text("engine.prefix_cache") == "true",
+            log_level: layers.text("log.level").to_owned(),
+            log_format: layers.text("log.format").to_owned(),
+            models: layers.models().to_vec(),
+        })
+    }
+}

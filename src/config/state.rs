@@ -1,0 +1,100 @@
+//! The state directory and the key in it.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::{ConfigError, Origin};
+
+/// A secret: it has no `Display`, and `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Keys that are shorter can be guessed.
+const SHORTEST: usize = 16;
+const LONGEST: usize = 512;
+
+impl Secret {
+    /// A key that somebody chose.
+    pub fn checked(key: &str, origin: &Origin) -> Result<Self, ConfigError> {
+        let printable = key.bytes().all(|b| b.is_ascii_graphic());
+        if !(SHORTEST..=LONGEST).contains(&key.len()) || !printable {
+            let what = format!("the API key has {} characters", key.chars().count());
+            let fix = format!("use {SHORTEST} to {LONGEST} printable ASCII characters without spaces");
+            return Err(ConfigError::new(origin, what, fix));
+        }
+        Ok(Self(key.to_owned()))
+    }
+
+    /// To hand it to whoever checks it, or shows it once.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+/// `$STATE_DIRECTORY` (systemd), `/var/lib/hearth` for root, else below the home directory.
+pub fn default_directory() -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    // The owner of our own process directory is who we are.
+    let root = fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0);
+    if let Some(directory) = variable("STATE_DIRECTORY") {
+        return directory;
+    }
+    if root {
+        return "/var/lib/hearth".into();
+    }
+    let base = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")));
+    base.unwrap_or_else(|| "/var/lib".into()).join("hearth")
+}
+
+/// The key in the state directory, made on the first call; `true` when it was made now.
+pub fn key(directory: &Path) -> Result<(Secret, bool), ConfigError> {
+    let path = directory.join("key");
+    let origin = Origin::File(path.clone());
+    let failed = |e: io::Error| {
+        let fix = "make it readable and writable for this user, or set HEARTH_KEY or --state-dir";
+        ConfigError::new(&origin, format!("the API key cannot be kept there: {e}"), fix)
+    };
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            let mode = fs::metadata(&path).map_err(failed)?.permissions().mode();
+            if mode & 0o077 != 0 {
+                let what = format!("others can read the API key (mode {:03o})", mode & 0o777);
+                return Err(ConfigError::new(&origin, what, format!("chmod 600 {}", path.display())));
+            }
+            return Ok((Secret::checked(text.trim(), &origin)?, false));
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(failed(e)),
+    }
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|e| failed(io::Error::other(e.to_string())))?;
+    let secret = Secret(bytes.iter().fold("hearth_".to_owned(), |text, b| format!("{text}{b:02x}")));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+    // Written aside and linked into place: a reader sees a whole key or none, and of two starts one wins.
+    let nonce = getrandom::u64().map_err(|e| failed(io::Error::other(e.to_string())))?;
+    let aside = directory.join(format!(".key.{nonce:016x}"));
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+        file.write_all(secret.0.as_bytes())?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        fs::hard_link(&aside, &path)
+    };
+    let written = write();
+    let _ = fs::remove_file(&aside);
+    match written {
+        Ok(()) => Ok((secret, true)),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            key(directory).map(|(secret, _)| (secret, false))
+        }
+        Err(e) => Err(failed(e)),
+    }
+}

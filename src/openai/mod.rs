@@ -1,0 +1,67 @@
+//! The OpenAI dialect (steps 3 and 10 in the life of a request): one file an endpoint.
+//!
+//! Nothing is ignored in silence: a field that would change the answer and is not honoured is refused by name, and so
+//! is a field that nobody knows.
+
+pub mod answers;
+pub mod asked;
+pub mod chat;
+pub mod completions;
+pub mod error;
+pub mod fields;
+pub mod models;
+pub mod sse;
+pub mod tokenize;
+
+use std::error::Error;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::header;
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use error::ApiError;
+use fields::Fields;
+
+/// Bytes of a request body at most.
+pub const BODY_LIMIT: usize = 8 << 20;
+
+/// A body that stopped coming; made by the server's time limit.
+#[derive(Debug, thiserror::Error)]
+#[error("the body did not arrive in time")]
+pub struct BodyTimeout;
+
+/// The JSON object in a request's body.
+async fn body(request: Request) -> Result<Fields, ApiError> {
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    if !content_type.is_none_or(is_json) {
+        return Err(ApiError::media_type());
+    }
+    Fields::parse(&read(request.into_body()).await?)
+}
+
+fn is_json(content_type: &str) -> bool {
+    let kind = content_type.split(';').next().unwrap_or_default().trim();
+    kind.eq_ignore_ascii_case("application/json")
+}
+
+async fn read(body: Body) -> Result<Bytes, ApiError> {
+    match Limited::new(body, BODY_LIMIT).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(e) if caused_by::<LengthLimitError>(&*e) => Err(ApiError::body_too_large(BODY_LIMIT)),
+        Err(e) if caused_by::<BodyTimeout>(&*e) => Err(ApiError::body_too_slow()),
+        Err(_) => Err(ApiError::body("The body could not be read to its end.")),
+    }
+}
+
+fn caused_by<E: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<E>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}

@@ -1,0 +1,45 @@
+//! `POST /tokenize` and `POST /detokenize`: the model's own view of a text, as other engines offer it.
+
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::asked::model;
+use super::completions::token_list;
+use super::error::ApiError;
+use super::fields::wrong;
+use crate::served::Models;
+
+/// The text is users' text: control tokens are only those that the server itself puts around it.
+pub async fn tokenize(State(models): State<Models>, request: Request) -> Result<Response, ApiError> {
+    let mut fields = super::body(request).await?;
+    let model = model(&mut fields, &models)?;
+    let prompt = fields
+        .string("prompt")?
+        .ok_or_else(|| ApiError::missing("prompt", "`prompt` is missing; send the text as a string."))?;
+    let begin = fields.bool("add_special_tokens")?.unwrap_or(true);
+    let names = fields.bool("return_token_strs")?.unwrap_or(false);
+    fields.finish()?;
+    let tokens = model.text.encode(prompt, begin).await.map_err(|e| ApiError::text(e, "prompt"))?;
+    let mut answer = json!({"count": tokens.len(), "max_model_len": model.context(), "tokens": tokens});
+    if names {
+        answer["token_strs"] =
+            tokens.iter().map(|t| model.text.tokenizer.name(*t).unwrap_or_default()).collect();
+    }
+    Ok(axum::Json(answer).into_response())
+}
+
+pub async fn detokenize(State(models): State<Models>, request: Request) -> Result<Response, ApiError> {
+    let mut fields = super::body(request).await?;
+    let model = model(&mut fields, &models)?;
+    let tokens = match fields.take("tokens") {
+        None => return Err(ApiError::missing("tokens", "`tokens` is missing; send a list of tokens.")),
+        Some(Value::Array(list)) => token_list("tokens", &list)?,
+        Some(other) => return Err(wrong("tokens", "a list of tokens", &other)),
+    };
+    fields.finish()?;
+    for token in &tokens {
+        model.text.tokenizer.check(*token).map_err(|e| ApiError::text(e, "tokens"))?;
+    }
+    Ok(axum::Json(json!({"prompt": model.text.tokenizer.decode(&tokens, false)})).into_response())
+}

@@ -1,0 +1,94 @@
+//! Who may come in (step 2 in the life of a request). The decision is made on the matched route, never on a path.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use subtle::ConstantTimeEq;
+
+use crate::openai::error::ApiError;
+
+/// The key of the API. It is never printed and never compared with `==`.
+pub struct ApiKey(String);
+
+impl std::fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ApiKey")
+    }
+}
+
+impl ApiKey {
+    pub fn new(key: String) -> Self {
+        Self(key)
+    }
+
+    /// In a time that depends on lengths only.
+    fn is(&self, given: &str) -> bool {
+        self.0.as_bytes().ct_eq(given.as_bytes()).into()
+    }
+}
+
+/// What a route asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing.
+    Open,
+    /// The API key, as `Authorization: Bearer KEY` or `x-api-key: KEY`. Refusals are OpenAI's error object.
+    Key,
+}
+
+/// What a request brought.
+enum Credential {
+    None,
+    Wrong,
+    Right,
+}
+
+fn credential(key: &ApiKey, headers: &HeaderMap) -> Credential {
+    let given = match (headers.get(header::AUTHORIZATION), headers.get("x-api-key")) {
+        (None, None) => return Credential::None,
+        (Some(value), _) => value.to_str().ok().and_then(bearer),
+        (None, Some(value)) => value.to_str().ok(),
+    };
+    match given.is_some_and(|given| key.is(given)) {
+        true => Credential::Right,
+        false => Credential::Wrong,
+    }
+}
+
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Lets a request through to its route, or not.
+pub async fn check(
+    State((access, key)): State<(Access, Arc<ApiKey>)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match access {
+        Access::Open => next.run(request).await,
+        Access::Key => match credential(&key, request.headers()) {
+            Credential::Right => next.run(request).await,
+            Credential::Wrong => ApiError::wrong_key().into_response(),
+            Credential::None => ApiError::no_key().into_response(),
+        },
+    }
+}
+
+/// What is not in the table: without a credential a request does not learn that.
+pub async fn elsewhere(State(key): State<Arc<ApiKey>>, request: Request) -> Response {
+    let refusal = match credential(&key, request.headers()) {
+        Credential::Right => {
+            let path: String = request.uri().path().chars().take(100).collect();
+            return ApiError::no_such_path(request.method().as_str(), &path).into_response();
+        }
+        Credential::Wrong => "Invalid authorization header presented",
+        Credential::None => "No authorization header presented",
+    };
+    (StatusCode::UNAUTHORIZED, axum::Json(json!({"error": refusal}))).into_response()
+}

@@ -1,0 +1,113 @@
+//! What happens to every request: an id, a line in the log when its answer is sent, a limit on the time between the
+//! pieces of its body, and an answer even when our own code breaks.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+
+use super::body::{Timed, With};
+use super::{Health, Limits};
+use crate::openai::BODY_LIMIT;
+use crate::openai::error::ApiError;
+
+const HEADER: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The id of a request: the client's own where it is sane, else a new one. In the answer and in every log line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestId(pub Arc<str>);
+
+impl RequestId {
+    /// A new one.
+    pub fn random() -> Self {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).expect("bug: the system gives no random numbers");
+        Self(bytes.iter().map(|b| format!("{b:02x}")).collect::<String>().into())
+    }
+
+    fn of(request: &Request) -> Self {
+        let given = request.headers().get(HEADER).and_then(|v| v.to_str().ok()).filter(|id| sane(id));
+        given.map_or_else(Self::random, |id| Self(id.into()))
+    }
+}
+
+fn sane(id: &str) -> bool {
+    (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
+}
+
+/// A request from its first byte to the last byte of its answer.
+struct Flight {
+    health: Arc<Health>,
+    id: RequestId,
+    method: Method,
+    /// The row of the table, never the path: paths can hold anything.
+    route: String,
+    status: StatusCode,
+    begin: Instant,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.health.end();
+        tracing::info!(
+            id = %self.id.0,
+            method = %self.method,
+            route = %self.route,
+            status = self.status.as_u16(),
+            ms = self.begin.elapsed().as_millis() as u64,
+            "request"
+        );
+    }
+}
+
+pub async fn request(State(health): State<Arc<Health>>, mut request: Request, next: Next) -> Response {
+    let id = RequestId::of(&request);
+    health.begin();
+    let mut flight = Flight {
+        health: health.clone(),
+        id: id.clone(),
+        method: request.method().clone(),
+        route: request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned(),
+        // What is logged when the client leaves before there is an answer; nginx's code for it.
+        status: StatusCode::from_u16(499).expect("bug: 499 is a status"),
+        begin: Instant::now(),
+    };
+    request.extensions_mut().insert(id.clone());
+    let mut response = next.run(request).await;
+    flight.status = response.status();
+    if let Ok(value) = HeaderValue::from_str(&id.0) {
+        response.headers_mut().insert(HEADER, value);
+    }
+    if health.draining() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response.map(|body| With::body(body, flight))
+}
+
+/// Bodies that say that they are too large are refused unread; the others are counted while they are read.
+pub async fn body_limit(State(limits): State<Limits>, request: Request, next: Next) -> Response {
+    let length =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > BODY_LIMIT as u64) {
+        let mut response = ApiError::body_too_large(BODY_LIMIT).into_response();
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        return response;
+    }
+    next.run(request.map(|body| Body::new(Timed::new(body, limits.body)))).await
+}
+
+/// A panic of ours costs its request and nothing else. Its text may hold pieces of the request and stays out of the
+/// answer.
+pub async fn panics(request: Request, next: Next) -> Response {
+    match std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(_) => {
+            ApiError::failed("The server failed on this request; its log has the place.").into_response()
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Settings: precedence, origins, mistakes; and the key in the state directory.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use hearth::config::{Layers, Origin, Settings, state};
+
+fn hearth(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
+    command.args(arguments).env_clear().envs(environment.iter().copied()).output().unwrap()
+}
+
+fn out(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// The exit code and standard error of a failure that printed nothing else.
+fn failure(output: &Output) -> (i32, String) {
+    assert!(output.stdout.is_empty());
+    (output.status.code().unwrap(), String::from_utf8(output.stderr.clone()).unwrap())
+}
+
+fn write(path: &Path, text: &str) -> String {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, text).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn each_layer_lies_over_the_one_before_and_says_where_a_value_came_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = write(
+        &dir.path().join("hearth.toml"),
+        "[server]\nlisten = \"127.0.0.1:1111\"\ndrain = 11\nbody_timeout = 12\n[engine]\nthreads = 3\n[[model]]\npath = \
+         \"/models/a\"\n[[model]]\nname = \"b\"\npath = \"/models/b\"\ncontext = 100\n",
+    );
+    write(
+        &dir.path().join("conf.d/20.toml"),
+        "[server]\ndrain = 22\n[[model]]\nname = \"b\"\nkv = \"2GiB\"\n",
+    );
+    write(&dir.path().join("conf.d/10.toml"), "[server]\ndrain = 21\nheader_timeout = 5\n");
+    write(&dir.path().join("conf.d/ignored.txt"), "nonsense");
+    let environment = [("HEARTH__SERVER__DRAIN", "33"), ("HEARTH_KEY", "a-key-of-mine-1234567")];
+    let shown = out(&hearth(&["config", "show", "--origin", "--config", &file], &environment));
+    for line in [
+        format!("listen = \"127.0.0.1:1111\"  # from {file}; address of the API"),
+        "drain = 33  # from environment variable HEARTH__SERVER__DRAIN; ".to_owned(),
+        format!("header_timeout = 5  # from {}", dir.path().join("conf.d/10.toml").display()),
+        "connections = 4096  # from default; ".to_owned(),
+        "key = \"***\"  # from environment variable HEARTH_KEY; ".to_owned(),
+        "name = \"a\"".to_owned(),
+        "kv = 2147483648".to_owned(),
+    ] {
+        assert!(shown.contains(&line), "no {line:?} in\n{shown}");
+    }
+    assert!(!shown.contains("of-mine"), "the key is not shown");
+    assert_eq!(shown.matches("[[model]]").count(), 2, "a model of the same name is replaced");
+    let plain = out(&hearth(&["config", "show", "--config", &file], &[]));
+    assert!(plain.contains("drain = 22  # seconds") && !plain.contains("from default"));
+    // What is shown is itself a settings file.
+    let mut again = Layers::new();
+    again.toml(&plain, &Origin::Default).unwrap();
+    assert_eq!(again.text("server.drain"), "22");
+}
+
+#[test]
+fn a_flag_lies_over_everything() {
+    let mut layers =
+        Layers::load(None, [("HEARTH__SERVER__LISTEN".into(), "127.0.0.1:1".into())].into_iter()).unwrap();
+    layers.flag("--listen", "server.listen", "127.0.0.1:2".into()).unwrap();
+    assert_eq!(Settings::of(&layers).unwrap().listen.port(), 2);
+    assert_eq!(layers.origin("server.listen").to_string(), "flag --listen");
+}
+
+#[test]
+fn mistakes_are_told_with_their_place_and_the_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases = [
+        ("[server]\nlisen = \"x\"", "unknown setting `server.lisen`", "did you mean `server.listen`?"),
+        ("[serve]\ndrain = 1", "unknown setting `serve.drain`", "did you mean `server.drain`?"),
+        ("[server]\nlisten = \"5052\"", "`server.listen` is \"5052\"", "an address with a port"),
+        ("[server]\ndrain = \"30\"", "`server.drain` is \"30\"", "a number without quotes"),
+        ("[server]\ndrain = -1", "`server.drain` is \"-1\"", "from 0 to 86400"),
+        ("[engine]\nprefix_cache = 1", "`engine.prefix_cache` is 1", "true or false"),
+        ("[log]\nlevel = \"loud\"", "`log.level` is \"loud\"", "one of error, warn, info"),
+        ("drain = 1", "`drain` stands outside a section", "[server], [engine], [log], [[model]]"),
+        (
+            "[[model]]\nquantise = \"q8_0\"",
+            "unknown setting `quantise` of a [[model]]",
+            "did you mean `quantize`?",
+        ),
+        (
+            "[[model]]\nname = \"x\"\nquantize = \"q2\"",
+            "`quantize` of a [[model]] is \"q2\"",
+            "one of none, q8_0",
+        ),
+        ("[[model]]\nname = \"x\"\nkv = \"lots\"", "`kv` of a [[model]] is \"lots\"", "512MiB or 8GiB"),
+        ("[[model]]\ncontext = 5", "neither `name` nor `path`", "give it a `path`"),
+        ("[model]\nname = \"x\"", "`model` must be a list of tables", "write [[model]]"),
+        ("[server\n", "not valid TOML", "line 1"),
+        ("[server]\nkey = \"short\"", "the API key has 5 characters", "16 to 512"),
+    ];
+    for (i, (text, what, fix)) in cases.iter().enumerate() {
+        let file = write(&dir.path().join(format!("{i}/hearth.toml")), text);
+        let (code, error) = failure(&hearth(&["config", "check", "--config", &file], &[]));
+        assert_eq!(code, 3, "{text}: {error}");
+        assert!(error.starts_with("error: ") && error.contains(&file) && error.contains("fix: "), "{error}");
+        assert!(error.contains(what) && error.contains(fix), "{text:?}: {error}");
+    }
+    let (code, error) = failure(&hearth(&["config", "check"], &[("HEARTH__ENGINE__THREAD", "1")]));
+    assert_eq!(code, 3);
+    assert!(
+        error.contains("HEARTH__ENGINE__THREAD") && error.contains("did you mean `engine.threads`?"),
+        "{error}"
+    );
+    let (code, error) = failure(&hearth(&["config", "check", "--config", "/nowhere/hearth.toml"], &[]));
+    assert_eq!(code, 3);
+    assert!(error.contains("/nowhere/hearth.toml"), "{error}");
+    let (code, error) = failure(&hearth(&["config", "check"], &[("HEARTH_KEY", "guess")]));
+    assert_eq!(code, 3);
+    assert!(!error.contains("guess"), "{error}");
+}
+
+#[test]
+fn the_key_is_made_once_and_only_its_owner_can_read_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("deep/state");
+    let (first, made) = state::key(&state).unwrap();
+    assert!(made);
+    assert_eq!(first.expose().len(), "hearth_".len() + 64);
+    assert_eq!(format!("{first:?}"), "***");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&state.join("key")), 0o600);
+    assert_eq!(mode(&state), 0o700);
+    assert_eq!(std::fs::read_dir(&state).unwrap().count(), 1, "nothing else is left");
+    let (second, made) = state::key(&state).unwrap();
+    assert!(!made && second == first);
+    let other = state::key(&dir.path().join("other")).unwrap().0;
+    assert!(other != first);
+    std::fs::set_permissions(state.join("key"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let error = state::key(&state).unwrap_err();
+    assert!(error.what.contains("mode 644") && error.fix.starts_with("chmod 600"), "{error:?}");
+    std::fs::write(state.join("key"), "short\n").unwrap();
+    std::fs::set_permissions(state.join("key"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(state::key(&state).is_err());
+}
+
+#[test]
+fn of_two_first_starts_one_makes_the_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys: Vec<_> = std::thread::scope(|scope| {
+        let start = || state::key(dir.path()).unwrap();
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert!(keys.iter().all(|(key, _)| *key == keys[0].0));
+    assert_eq!(keys.iter().filter(|(_, made)| *made).count(), 1);
+}
+
+#[test]
+fn help_names_the_exit_codes_and_wrong_usage_is_code_2() {
+    let help = out(&hearth(&["--help"], &[]));
+    assert!(help.contains("Exit codes:") && help.contains("does not fit in memory"));
+    let (code, error) = failure(&hearth(&["srve"], &[]));
+    assert_eq!(code, 2);
+    assert!(error.contains("srve"));
+}

@@ -1,0 +1,122 @@
+//! Who may come in, for every route of the table.
+
+use hearth::server::guard::Access;
+use hearth::server::routes::table;
+use serde_json::{Value, json};
+
+use super::client::{Line, Reply, request};
+use super::site::{KEY, Site};
+
+fn ask(site: &Site, method: &str, path: &str, headers: &[(&str, &str)]) -> Reply {
+    Line::open(site.address, &request(method, path, headers, "")).reply()
+}
+
+#[test]
+fn the_table_of_routes() {
+    let rows: Vec<_> = table().iter().map(|r| (r.method, r.path, r.access)).collect();
+    use Access::{Key, Open};
+    assert_eq!(
+        rows,
+        [
+            ("POST", "/v1/completions", Key),
+            ("POST", "/v1/chat/completions", Key),
+            ("GET", "/v1/models", Key),
+            ("GET", "/v1/models/{id}", Key),
+            ("POST", "/tokenize", Key),
+            ("POST", "/detokenize", Key),
+            ("GET", "/health/live", Open),
+            ("GET", "/health/ready", Open),
+            ("GET", "/health/startup", Open),
+        ]
+    );
+}
+
+#[test]
+fn every_route_asks_for_its_credential() {
+    let site = Site::start();
+    let right = format!("Bearer {KEY}");
+    let longer = format!("Bearer {KEY}x");
+    let basic = format!("Basic {KEY}");
+    for route in table() {
+        let path = route.path.replace("{id}", "ember");
+        for (headers, code) in [
+            (vec![], "missing_api_key"),
+            (vec![("authorization", "Bearer wrong")], "invalid_api_key"),
+            (vec![("authorization", longer.as_str())], "invalid_api_key"),
+            (vec![("authorization", basic.as_str())], "invalid_api_key"),
+            (vec![("authorization", KEY)], "invalid_api_key"),
+            (vec![("authorization", "Bearer")], "invalid_api_key"),
+            (vec![("authorization", "")], "invalid_api_key"),
+            (vec![("x-api-key", "")], "invalid_api_key"),
+            // A wrong key beside a right one is a mistake that should show.
+            (vec![("authorization", "Bearer wrong"), ("x-api-key", KEY)], "invalid_api_key"),
+        ] {
+            for method in [route.method, "DELETE"] {
+                let reply = ask(&site, method, &path, &headers);
+                match route.access {
+                    Access::Open => assert_ne!(reply.status, 401, "{method} {path}"),
+                    Access::Key => {
+                        assert_eq!(reply.status, 401, "{method} {path} {headers:?}");
+                        assert_eq!(reply.json()["error"]["code"], code, "{method} {path} {headers:?}");
+                        assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
+                    }
+                }
+            }
+        }
+        for headers in [[("authorization", right.as_str())], [("x-api-key", KEY)]] {
+            assert_ne!(ask(&site, route.method, &path, &headers).status, 401, "{path}");
+            let other = ask(&site, "DELETE", &path, &headers);
+            assert_eq!(other.status, 405, "{path}");
+            assert!(other.message().contains(&format!("use {}", route.method)), "{}", other.message());
+        }
+    }
+}
+
+#[test]
+fn what_is_not_in_the_table_says_nothing_to_strangers() {
+    let site = Site::start();
+    for path in [
+        "/",
+        "/v1",
+        "/v1/",
+        "/v2",
+        "/v1/completions/",
+        "//v1/models",
+        "/v1/../v1/models",
+        "/health",
+        "/metrics",
+        "/v1/models/a/b",
+        "/health/live/x",
+        "/V1/models",
+        "/v1%2Fmodels",
+    ] {
+        for method in ["GET", "POST"] {
+            let reply = ask(&site, method, path, &[]);
+            assert_eq!(reply.status, 401, "{method} {path}");
+            assert_eq!(reply.json(), json!({"error": "No authorization header presented"}));
+            let reply = ask(&site, method, path, &[("authorization", "Bearer wrong")]);
+            assert_eq!(reply.status, 401, "{method} {path}");
+            let reply = ask(&site, method, path, &[("x-api-key", KEY)]);
+            assert_eq!(reply.status, 404, "{method} {path}");
+            assert_eq!(reply.json()["error"]["code"], "unknown_url");
+        }
+    }
+}
+
+#[test]
+fn a_request_keeps_its_id_if_it_is_sane() {
+    let site = Site::start();
+    let id = |headers: &[(&str, &str)]| {
+        ask(&site, "GET", "/health/live", headers).header("x-request-id").unwrap().to_owned()
+    };
+    assert_eq!(id(&[("x-request-id", "a-B_1.2:3")]), "a-B_1.2:3");
+    for odd in ["", "with space", "<script>", &"x".repeat(129)] {
+        let made = id(&[("x-request-id", odd)]);
+        assert!(made != odd && made.len() == 32, "{made}");
+    }
+    assert_ne!(id(&[]), id(&[]));
+    let body = json!({"model": "ember", "prompt": "a@"}).to_string();
+    let headers = [("x-api-key", KEY), ("x-request-id", "mine"), ("content-type", "application/json")];
+    let reply = Line::open(site.address, &request("POST", "/v1/completions", &headers, &body)).reply();
+    assert_eq!(reply.json()["id"], Value::from("cmpl-mine"));
+}

@@ -1,0 +1,137 @@
+//! Overload, failure, clients that leave or dawdle, and the end of the server.
+
+use std::time::Duration;
+
+use hearth::engine::handle::Config;
+use hearth::server::Limits;
+use serde_json::json;
+
+use super::client::{Line, request};
+use super::site::{ANSWER, KEY, Options, Site};
+
+fn endless() -> serde_json::Value {
+    json!({"model": "ember", "prompt": "a@", "temperature": 0, "max_tokens": 200, "ignore_eos": true, "stream": true})
+}
+
+#[test]
+fn a_client_that_leaves_takes_its_sequence_along() {
+    let site = Site::start();
+    site.controls.delay(Duration::from_millis(5));
+    let mut line = site.open("/v1/completions", &endless());
+    line.until("data: ");
+    assert!(site.engine.status().running == 1);
+    drop(line);
+    site.quiet();
+    assert!(site.controls.steps() < 200, "the answer was not made to its end");
+    // Also when the answer is not streamed, and nothing was sent yet.
+    let mut whole = endless();
+    whole["stream"] = json!(false);
+    let line = site.open("/v1/completions", &whole);
+    while site.engine.status().running == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(line);
+    site.quiet();
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_back() {
+    let config = Config { queue_requests: 1, sequences: 1, ..Config::default() };
+    let site = Site::with(Options { config, ..Options::default() });
+    site.controls.allow(0);
+    let first = site.open("/v1/completions", &endless());
+    while site.engine.status().running == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let second = site.open("/v1/completions", &endless());
+    while site.engine.status().waiting == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let refused = site.complete(json!({}));
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    assert!(refused.header("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
+    assert_eq!(refused.json()["error"]["code"], "queue_full");
+    site.controls.run();
+    for line in [first, second] {
+        assert!(line.reply().chunks().len() > 10);
+    }
+    assert_eq!(site.complete(json!({"max_tokens": 100})).json()["choices"][0]["text"], ANSWER);
+}
+
+#[test]
+fn many_streams_at_once_are_all_whole() {
+    let site = Site::start();
+    std::thread::scope(|scope| {
+        for client in 0..24 {
+            let site = &site;
+            scope.spawn(move || {
+                let prompt = format!("{}b@", "w ".repeat(client));
+                let reply = site.complete(json!({"prompt": prompt, "max_tokens": 100, "stream": true}));
+                let text: String = reply
+                    .chunks()
+                    .iter()
+                    .map(|c| c["choices"][0]["text"].as_str().unwrap().to_owned())
+                    .collect();
+                assert_eq!(text, ANSWER);
+            });
+        }
+    });
+    site.quiet();
+}
+
+#[test]
+fn the_probes_need_no_key() {
+    let site = Site::start();
+    for (path, word) in [("live", "live"), ("ready", "ready"), ("startup", "started")] {
+        let reply = Line::open(site.address, &request("GET", &format!("/health/{path}"), &[], "")).reply();
+        assert_eq!((reply.status, reply.json()), (200, json!({"status": word})));
+    }
+    site.engine.stop(Duration::ZERO).wait();
+    let reply = site.get("/health/ready");
+    assert_eq!((reply.status, reply.json()), (503, json!({"status": "an engine has stopped"})));
+    assert_eq!(site.get("/health/live").status, 200);
+}
+
+#[test]
+fn a_shutdown_lets_answers_end_and_takes_no_new_work() {
+    let mut site = Site::start();
+    site.controls.allow(3);
+    let mut line = site.open("/v1/completions", &endless());
+    line.until("data: ");
+    site.stop();
+    while site.get("/health/ready").status != 503 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(site.get("/health/ready").json(), json!({"status": "draining"}));
+    assert_eq!(site.get("/health/live").status, 200);
+    let refused = site.complete(json!({}));
+    assert_eq!((refused.status, refused.header("connection")), (503, Some("close")));
+    assert_eq!(refused.json()["error"]["code"], "shutting_down");
+    site.controls.run();
+    line.until("[DONE]");
+    site.ended();
+}
+
+#[test]
+fn silent_and_slow_connections_are_closed() {
+    let short = Duration::from_millis(100);
+    let limits = Limits { headers: short, body: short, ..Limits::default() };
+    let site = Site::with(Options { limits, ..Options::default() });
+    assert!(Line::open(site.address, b"").closed(), "not a byte");
+    let halves = Line::open(site.address, b"GET /health/live HTTP/1.1\r\nhost: x\r\n");
+    let end = halves.reply_or_end();
+    assert!(end.is_none_or(|reply| reply.status == 408), "half a header");
+    let headers = [("x-api-key", KEY), ("content-length", "10"), ("content-type", "application/json")];
+    let slow = Line::open(site.address, &request("POST", "/v1/completions", &headers, "")).reply();
+    assert_eq!(slow.status, 408);
+    assert_eq!(slow.json()["error"]["code"], "body_timeout");
+    assert_eq!(site.get("/health/live").status, 200);
+}
+
+#[test]
+fn connections_over_the_limit_wait_for_their_turn() {
+    let limits = Limits { connections: 1, headers: Duration::from_millis(200), ..Limits::default() };
+    let site = Site::with(Options { limits, ..Options::default() });
+    let _silent = Line::open(site.address, b"");
+    assert_eq!(site.get("/health/live").status, 200, "served when the silent one was closed");
+}
