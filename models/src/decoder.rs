@@ -16,6 +16,7 @@ use hearth_kernels::{
 use crate::checkpoint::CheckpointError;
 use crate::spec::Spec;
 use crate::step::{PENDING, Step};
+pub(crate) use load::{kv_shape, quantized};
 
 /// What a decoder is made for.
 #[derive(Clone, Debug, PartialEq, Eq)]

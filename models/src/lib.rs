@@ -3,6 +3,11 @@
 
 pub mod checkpoint;
 pub mod decoder;
+#[cfg(feature = "ember")]
+pub mod ember;
+pub mod host;
+pub mod inspect;
 pub mod layout;
+pub mod memory;
 pub mod spec;
 pub mod step;

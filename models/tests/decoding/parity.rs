@@ -1,14 +1,10 @@
-//! Parity: every family against the reference's logits and tokens (tests/golden/make.py says how they were made).
-//!
-//! `cargo nextest run -p hearth-models --test parity --no-capture` prints the tables.
-
-mod golden;
+//! Parity: every family against the reference's logits and tokens.
 
 use candle_core::{DType, Device, Tensor};
 use hearth_models::checkpoint::Checkpoint;
 use serde_json::{Value, json};
 
-use golden::{Golden, Rig, names, open, relative, widened};
+use crate::golden::{self, Golden, Rig, names, open, relative, widened};
 
 /// Norm of the error over the norm of the logits, for every row: in f32, and where the weights are 16-bit.
 const EXACT: f32 = 5e-5;

@@ -10,6 +10,8 @@ use hearth_kernels::paged::Span;
 use hearth_kernels::{Context, Quantize};
 use hearth_models::checkpoint::Checkpoint;
 use hearth_models::decoder::{Decoder, Options};
+use hearth_models::layout::Layout;
+use hearth_models::spec::Spec;
 use hearth_models::step::Step;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -54,6 +56,33 @@ pub fn widened(name: &str) -> (tempfile::TempDir, Checkpoint) {
     for file in ["config.json", "generation_config.json"] {
         fs::copy(folder(name).join(file), dir.path().join(file)).unwrap();
     }
+    let checkpoint = Checkpoint::open(dir.path()).unwrap_or_else(|e| panic!("{e}"));
+    (dir, checkpoint)
+}
+
+/// A checkpoint of any config.json with random weights in f32, scaled so that activations stay near one.
+pub fn random(config: &serde_json::Value) -> (tempfile::TempDir, Checkpoint) {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = Spec::from_config(config).unwrap();
+    let mut state = 1u64;
+    let mut draw = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Layout::of(&spec)
+        .parts()
+        .map(|part| {
+            let embedding = part.name.ends_with("embed_tokens.weight");
+            let gain = part.cols.map(|cols| (12.0 / if embedding { 1.0 } else { cols as f32 }).sqrt());
+            let values = (0..part.elements()).map(|_| gain.map_or(1.0, |gain| gain * draw()));
+            (part.name.clone(), part.shape(), values.flat_map(f32::to_le_bytes).collect())
+        })
+        .collect();
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &dir.path().join("model.safetensors")).unwrap();
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap_or_else(|e| panic!("{e}"));
     (dir, checkpoint)
 }
