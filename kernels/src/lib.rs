@@ -26,6 +26,7 @@ mod weight;
 pub use attention::attention;
 pub use context::Context;
 pub use cpu::detect::Isa;
+pub use cpu::read::read_through;
 pub use embed::embed;
 pub use error::Error;
 pub use gate::{Activation, gate};

@@ -5,3 +5,4 @@ pub(crate) mod detect;
 pub(crate) mod lanes;
 pub(crate) mod pool;
 pub(crate) mod product;
+pub(crate) mod read;
