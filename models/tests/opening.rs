@@ -79,7 +79,7 @@ fn the_switches_are_those_of_the_family() {
     assert_eq!(open("mixtral-8x7b-v0.1").experts, Some(Experts { count: 8, top_k: 2 }));
 
     let gemma = open("codegemma-2b");
-    assert_eq!((gemma.kv_heads, gemma.head_dim), (1, 24));
+    assert_eq!((gemma.kv_heads, gemma.head_dim), (1, 64), "heads apart from the width");
     assert!(gemma.unit_offset && gemma.scaled_embedding && gemma.tied);
     assert_eq!(gemma.activation, Activation::GeluTanh);
     let legacy = open("codegemma-7b");

@@ -185,7 +185,7 @@ const BLOCKS: usize = 96;
 
 impl Rig {
     pub fn new(checkpoint: &Checkpoint, quantize: Option<Quantize>) -> Rig {
-        let context = checkpoint.spec().context.min(512);
+        let context = checkpoint.spec().context.min(1536);
         let options = Options { quantize, rows: 256, logits: 256, context, blocks: BLOCKS, kv: None };
         let ctx = Context::cpu(None).unwrap();
         let decoder =

@@ -231,11 +231,24 @@ fn a_switch_set_wrongly_shows_in_the_logits() {
     }
 }
 
+/// Long enough for several of the segments that attention is cut into.
+#[test]
+fn a_long_prompt_in_chunks_gives_the_same_bits() {
+    let checkpoint = open("llama-3-8b");
+    let mut rig = Rig::new(&checkpoint, None);
+    let tokens: Vec<u32> = (0..1300u32).map(|i| 3 + i * i % 311).collect();
+    let whole = rig.run(&tokens, 256);
+    for chunk in [1, 100] {
+        let chunked = rig.run(&tokens, chunk);
+        let differs = whole.iter().zip(&chunked).position(|(a, b)| golden::bits(a) != golden::bits(b));
+        assert_eq!(differs, None, "first row that differs in chunks of {chunk}");
+    }
+}
+
 #[test]
 fn candle_s_own_mistral_agrees() {
     use candle_transformers::models::mistral::{Config, Model};
     let name = "mistral-v0.3";
-    let golden = Golden::read(name);
     let (dir, checkpoint) = widened(name);
     let spec = checkpoint.spec();
     let config = Config {
@@ -247,7 +260,7 @@ fn candle_s_own_mistral_agrees() {
         head_dim: Some(spec.head_dim),
         num_key_value_heads: spec.kv_heads,
         hidden_act: candle_nn::Activation::Silu,
-        max_position_embeddings: 512,
+        max_position_embeddings: 1536,
         rms_norm_eps: spec.epsilon,
         rope_theta: spec.rope.theta,
         sliding_window: None,
@@ -256,11 +269,14 @@ fn candle_s_own_mistral_agrees() {
     let bytes = std::fs::read(dir.path().join("model.safetensors")).unwrap();
     let weights = candle_nn::VarBuilder::from_buffered_safetensors(bytes, DType::F32, &Device::Cpu).unwrap();
     let mut candle = Model::new(&config, weights).unwrap();
-    let tokens = golden.case("long").tokens;
-    let input = Tensor::new(&tokens[..], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-    let theirs = candle.forward(&input, 0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    let ours = Rig::new(&checkpoint, None).run(&tokens, 64).pop().unwrap();
-    let error = relative(&ours, &theirs);
-    eprintln!("candle-transformers, mistral, f32: error {error:.1e}");
-    assert!(error <= EXACT, "{error}");
+    for length in [1, 204, 1300] {
+        let tokens: Vec<u32> = (0..length).map(|i| 3 + i * i % 311).collect();
+        candle.clear_kv_cache();
+        let input = Tensor::new(&tokens[..], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let theirs = candle.forward(&input, 0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let ours = Rig::new(&checkpoint, None).run(&tokens, 64).pop().unwrap();
+        let error = relative(&ours, &theirs);
+        eprintln!("candle-transformers, mistral, f32, {length} tokens: error {error:.1e}");
+        assert!(error <= EXACT, "{length} tokens: {error}");
+    }
 }
