@@ -1,8 +1,8 @@
 """Trains ember from scratch: a small Mistral-architecture model on plain code and fill-in-the-middle samples.
 
     python train.py --run RUN --minutes 60             # goes on from RUN/latest.pt when it is there
-    python train.py --run RUN --decay 800              # 800 steps with the rate falling to nothing, from RUN/latest.pt to RUN/final.pt
-    python train.py --run RUN --device cuda --batch 64 # the same on a GPU
+    python train.py --run RUN --decay 60               # an hour with the rate falling to nothing, from RUN/latest.pt to RUN/final.pt
+    python train.py --run RUN --device cuda --tokens 65536 --micro 65536 # the same on a GPU
 
 Every step's data is a function of (seed, step), so that a run cut off anywhere continues as if it had not been.
 """
@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import random
+import signal
 import time
 
 import numpy as np
@@ -77,8 +78,9 @@ def rotate(x, cos, sin):
     return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
 
 
-def blocked_attention(q, k, v, block=128):
+def blocked_attention(q, k, v):
     """Causal attention, block by block of queries, each over the keys up to its end: on the CPU a third faster than torch's own."""
+    block = max(128, q.shape[2] // 4)
     mask = torch.full((block, block), -1e30, dtype=q.dtype).triu(1)
     out = []
     for a in range(0, q.shape[2], block):
@@ -319,15 +321,16 @@ def main():
     args.add_argument("--run", type=pathlib.Path, required=True)
     args.add_argument("--device", default="cpu")
     args.add_argument("--threads", type=int, default=2)
-    args.add_argument("--batch", type=int, default=8, help="rows a step")
-    args.add_argument("--length", type=int, default=512)
-    args.add_argument("--micro", type=int, default=2, help="rows in one pass forward and back")
+    args.add_argument("--tokens", type=int, default=2048, help="tokens a step")
+    args.add_argument("--lengths", type=lambda s: [int(n) for n in s.split(",")], default=[256], help="row lengths, taken in turn, a step each")
+    args.add_argument("--micro", type=int, default=1024, help="tokens in one pass forward and back")
     args.add_argument("--seed", type=int, default=20)
     args.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
     args.add_argument("--steps", type=int, default=0)
     args.add_argument("--minutes", type=float, default=1e9)
-    args.add_argument("--decay", type=int, default=0, help="finish: this many steps with a falling rate, then stop")
-    args.add_argument("--compile", action="store_true")
+    # By the clock, not by steps: on a shared machine the time is what is known beforehand.
+    args.add_argument("--decay", type=float, default=0.0, help="finish: this many minutes with a falling rate, then stop")
+    args.add_argument("--compile", type=int, default=0, help="compile the layer for rows up to this length: 15 % faster, a minute each")
     args = args.parse_args()
     device = torch.device(args.device)
     # Without AMX, bf16 products run at half the speed of f32 ones.
@@ -339,23 +342,29 @@ def main():
     data = Data(args.run, args.seed)
 
     latest, final = args.run / "latest.pt", args.run / "final.pt"
-    resume = final if args.decay and final.exists() and torch.load(final)["decay_left"] else latest
+    resume = final if args.decay and final.exists() and torch.load(final, map_location="cpu")["decay_left"] else latest
     master = {n: p.to(device) for n, p in initial(args.seed).items()}
     optimiser = Optimiser(master)
     average = {n: p.clone() for n, p in master.items()}
-    step, seconds, tokens, decay_left = 0, 0.0, 0, args.decay
+    step, seconds, tokens, decay_left = 0, 0.0, 0, args.decay * 60
     if resume.exists():
         saved = torch.load(resume, map_location=device)
         master, average, optimiser.state = saved["master"], saved["average"], saved["state"]
         step, seconds, tokens = saved["step"], saved["seconds"], saved["tokens"]
-        decay_left = saved["decay_left"] if resume == final else args.decay
+        decay_left = saved["decay_left"] if resume == final else args.decay * 60
     weights = {n: p.to(dtype, copy=True).requires_grad_() for n, p in master.items()}
-    run_layer = torch.compile(layer) if args.compile else layer
+    compiled = torch.compile(layer, dynamic=False)
+    ready = set()
 
     def one_pass(x, y):
+        run_layer = compiled if x.shape[1] <= args.compile else layer
         h = features(weights, x.to(device), run_layer).flatten(0, 1)
         loss = Head.apply(h, weights["model.embed_tokens.weight"], y.to(device).flatten())
         return loss.item(), torch.autograd.grad(loss, list(weights.values()))
+
+    def shape(step):
+        length = args.lengths[step % len(args.lengths)]
+        return max(1, args.tokens // length), length
 
     def save(path):
         torch.save({"master": master, "average": average, "state": optimiser.state, "step": step, "seconds": seconds, "tokens": tokens, "decay_left": decay_left}, f"{path}.part")
@@ -364,20 +373,24 @@ def main():
     log = open(args.run / "log.tsv", "a", buffering=1)
     started = mark = time.time()
     total, shown, upcoming = 0.0, 0, None
+    stopping = []  # a polite end saves what was done
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stopping.append(True))
     while True:
-        if (args.decay and decay_left == 0) or (args.steps and step >= args.steps) or time.time() - started > args.minutes * 60:
+        if stopping or (args.decay and decay_left == 0) or (args.steps and step >= args.steps) or time.time() - started > args.minutes * 60:
             break
         step += 1
         scale = args.rate * min(1.0, step / 100)
         if args.decay:
-            scale *= decay_left / args.decay
-            decay_left -= 1
-        x, y = upcoming.result() if upcoming else data.batch(step, args.batch, args.length)
-        parts = [(x[i : i + args.micro], y[i : i + args.micro]) for i in range(0, args.batch, args.micro)]
-        if args.compile and upcoming is None:
+            scale *= decay_left / (args.decay * 60)
+        x, y = upcoming.result() if upcoming else data.batch(step, *shape(step))
+        rows = max(1, args.micro // x.shape[1])
+        parts = [(x[i : i + rows], y[i : i + rows]) for i in range(0, len(x), rows)]
+        if x.shape[1] <= args.compile and x.shape[1] not in ready:
+            ready.add(x.shape[1])
             one_pass(*parts[0])  # compiled by one thread alone
         passes = [pool.submit(one_pass, *p) for p in parts]
-        upcoming = pool.submit(data.batch, step + 1, args.batch, args.length)
+        upcoming = pool.submit(data.batch, step + 1, *shape(step + 1))
         passes = [p.result() for p in passes]
         value = sum(p[0] for p in passes) / y.numel()
         with torch.no_grad():
@@ -389,9 +402,10 @@ def main():
                 g.mul_(min(1.0, 1.0 / (size + 1e-6)))
             optimiser.step(master, grads, step, scale, pool)
             for n, w in weights.items():
-                average[n].lerp_(master[n], max(0.005, 1 / (step + 1)))
+                average[n].lerp_(master[n], max(0.005, 10 / (step + 10)))
                 w.copy_(master[n])
         now = time.time()
+        decay_left = max(0.0, decay_left - (now - mark))
         seconds, mark = seconds + now - mark, now
         tokens += y.numel()
         total, shown = total + value, shown + 1
@@ -399,9 +413,9 @@ def main():
             held = ""
             if step % 200 == 0:
                 held = f"{held_bits(average, data, device):.4f}"
-            log.write(f"{step}\t{tokens}\t{seconds:.0f}\t{total / shown:.4f}\t{size:.3f}\t{scale:.4f}\t{args.length}\t{held}\n")
+            log.write(f"{step}\t{tokens}\t{seconds:.0f}\t{total / shown:.4f}\t{size:.3f}\t{scale:.4f}\t{x.shape[1]}\t{held}\n")
             total, shown = 0.0, 0
-        if step % 100 == 0:
+        if step % 50 == 0:
             save(final if args.decay else latest)
     save(final if args.decay else latest)
 
