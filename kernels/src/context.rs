@@ -9,6 +9,7 @@ use crate::buffer::Aligned;
 use crate::cpu::attend::Memory;
 use crate::cpu::detect::Isa;
 use crate::cpu::pool::Pool;
+use crate::cpu::product::Staging;
 
 /// A device and the threads that compute on it; cheap to clone. Operations on clones of one context take turns.
 #[derive(Clone)]
@@ -25,8 +26,7 @@ struct Shared {
 
 /// Memory of operations in flight. It grows to the largest step seen and stays.
 pub(crate) struct Scratch {
-    /// Input rows of a product, gathered, padded, and rounded to the weight's type.
-    pub staged: Aligned<f32>,
+    pub staging: Staging,
     /// Rows of a mixture's expert: gate and up, product of both, output.
     pub expert: [Aligned<f32>; 3],
     pub attention: Memory,
@@ -50,7 +50,7 @@ impl Context {
 
     fn with(isa: Isa, pool: Pool) -> Self {
         let scratch = Scratch {
-            staged: Aligned::empty(),
+            staging: Staging::empty(),
             expert: std::array::from_fn(|_| Aligned::empty()),
             attention: Memory::empty(),
         };

@@ -9,8 +9,9 @@
 use candle_core::quantized::QMatMul;
 use candle_core::{Device, Module, Tensor};
 
-use crate::buffer::{Aligned, read, read_vector, write};
+use crate::buffer::{read, read_vector, write};
 use crate::cpu;
+use crate::cpu::product::Staging;
 #[cfg(test)]
 use crate::weight::GROUP;
 use crate::weight::Store;
@@ -68,7 +69,7 @@ fn on_tensors(
     write(("linear", "out"), out, rows.len(), weight.rows(), |out| {
         let scratch = &mut *ctx.scratch();
         let op = Operands { x: &x, rows, weight, bias: bias.as_deref(), how };
-        product(ctx, &mut scratch.staged, &op, out)
+        product(ctx, &mut scratch.staging, &op, out)
     })
 }
 
@@ -106,7 +107,7 @@ pub(crate) struct Operands<'a> {
 
 pub(crate) fn product(
     ctx: &Context,
-    staged: &mut Aligned<f32>,
+    staging: &mut Staging,
     op: &Operands<'_>,
     out: &mut [f32],
 ) -> Result<(), Error> {
@@ -116,7 +117,7 @@ pub(crate) fn product(
     }
     match &op.weight.store {
         Store::Blocks(blocks, _) => quantized(op, blocks, out),
-        _ => cpu::product::run(ctx, staged, op, out),
+        _ => cpu::product::run(ctx, staging, op, out),
     }
 }
 
@@ -363,7 +364,7 @@ mod tests {
                 case.bits(reference, &weight, &all)
             };
             for ctx in &contexts {
-                let run = |op: &Operands<'_>, out: &mut [f32]| product(ctx, &mut Aligned::empty(), op, out).unwrap();
+                let run = |op: &Operands<'_>, out: &mut [f32]| product(ctx, &mut Staging::empty(), op, out).unwrap();
                 prop_assert!(case.bits(run, &weight, &all) == want, "{:?} {} threads", ctx.isa(), ctx.threads());
                 let (one, rest) = all.split_at(1);
                 prop_assert!(case.bits(run, &weight, one) == want[..outputs], "{:?} one row", ctx.isa());

@@ -171,11 +171,11 @@ pub fn experts(
             let both = &mut both[..count * 2 * ffn];
             let bent = &mut bent[..count * ffn];
             let result = &mut result[..count * width];
-            let staged = &mut scratch.staged;
+            let staging = &mut scratch.staging;
             let op = |x, rows, weight| Operands { x, rows, weight, bias: None, how: Write::Set };
-            product(ctx, staged, &op(&x, Gather::List(list), &gate_up[expert]), both)?;
+            product(ctx, staging, &op(&x, Gather::List(list), &gate_up[expert]), both)?;
             gate::on_rows(ctx, both, count, ffn, act, bent)?;
-            product(ctx, staged, &op(bent, Gather::First(count), &down[expert]), result)?;
+            product(ctx, staging, &op(bent, Gather::First(count), &down[expert]), result)?;
             for ((row, weight), result) in list.iter().zip(weights).zip(result.chunks_exact(width)) {
                 let out = &mut out[*row as usize * width..][..width];
                 out.iter_mut().zip(result).for_each(|(out, result)| *out = weight.mul_add(*result, *out));

@@ -1,6 +1,8 @@
 //! Which instructions this processor offers, asked once when a context is made.
 
 use crate::Error;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::amx;
 
 /// The instruction sets that kernels are written for, each including those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,7 +45,7 @@ impl Isa {
             {
                 return Isa::Avx2;
             }
-            Isa::Avx512
+            if amx::offered() { Isa::Amx } else { Isa::Avx512 }
         }
         #[cfg(not(target_arch = "x86_64"))]
         Isa::Scalar

@@ -11,6 +11,10 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use crate::buffer::{Aligned, Shared};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::amx;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::detect::Isa;
 use crate::cpu::lanes::{Kernel, Lanes, dispatch};
 use crate::linear::{Operands, Write};
 use crate::weight::{GROUP, PANEL, Store};
@@ -19,8 +23,40 @@ use crate::{Context, Error};
 /// Bytes that a thread asks for ahead of those it multiplies.
 const AHEAD: usize = 4096;
 
-/// Runs the product of `op` into `out` through vectors; the weight is bf16, f16 or f32.
+/// From this many rows on tiles are faster than vectors, where there are tiles.
+const ROWS_FOR_TILES: usize = 9;
+
+/// Runs the product of `op` into `out`; the weight is bf16, f16 or f32.
 pub(crate) fn run(
+    ctx: &Context,
+    staging: &mut Staging,
+    op: &Operands<'_>,
+    out: &mut [f32],
+) -> Result<(), Error> {
+    #[cfg(target_arch = "x86_64")]
+    if let Store::Bf16(all) = &op.weight.store
+        && ctx.isa() == Isa::Amx
+        && op.rows.len() >= ROWS_FOR_TILES
+    {
+        return amx::run(ctx, &mut staging.tiles, op, all, out, &amx::Hardware);
+    }
+    vectors(ctx, &mut staging.rows, op, out)
+}
+
+/// Memory for the input of a product: its rows gathered, filled up and rounded.
+pub(crate) struct Staging {
+    rows: Aligned<f32>,
+    tiles: Aligned<u16>,
+}
+
+impl Staging {
+    pub fn empty() -> Self {
+        Self { rows: Aligned::empty(), tiles: Aligned::empty() }
+    }
+}
+
+/// As [`run`], through vectors.
+pub(crate) fn vectors(
     ctx: &Context,
     staged: &mut Aligned<f32>,
     op: &Operands<'_>,
