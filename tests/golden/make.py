@@ -19,7 +19,7 @@ prompt longer than a chunk and longer than the window; `batch.I`: prompts of dif
     C.half    bf16 [r, V] only for `long` of bf16 and f16 checkpoints: the same by transformers in that type throughout
     C.router  f32 [l, n]  only with experts: last chosen router logit minus first not chosen, per layer
 
-golden.safetensors' metadata names the versions that made it.
+Two runs give the same bytes; golden.safetensors' metadata names the versions that made it.
 """
 
 import hashlib
@@ -314,7 +314,8 @@ def golden(name, config, folder):
         if routers:
             best = torch.stack(router).topk(text["num_experts_per_tok"] + 1).values
             out[f"{case}.router"] = (best[..., -2] - best[..., -1]).contiguous()
-    meta = {"transformers": transformers.__version__, "torch": torch.__version__, "attention": "eager"}
+    # One key: several are written in any order, and the same run is to give the same file.
+    meta = {"made_with": f"transformers {transformers.__version__}, torch {torch.__version__}, eager attention, f32"}
     save_file(out, folder / "golden.safetensors", metadata=meta)
     spread = out["long.logits"].std().item()
     note = ""
