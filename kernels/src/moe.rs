@@ -6,7 +6,8 @@
 
 use candle_core::Tensor;
 
-use crate::buffer::{read, write};
+use crate::buffer::{Shared, read, write};
+use crate::cpu::lanes::{Kernel, Lanes, dispatch};
 use crate::gate::{self, Activation};
 use crate::linear::{Gather, Operands, Write, product};
 use crate::{Context, Error, Weight};
@@ -176,13 +177,43 @@ pub fn experts(
             product(ctx, staging, &op(&x, Gather::List(list), &gate_up[expert]), both)?;
             gate::on_rows(ctx, both, count, ffn, act, bent)?;
             product(ctx, staging, &op(bent, Gather::First(count), &down[expert]), result)?;
-            for ((row, weight), result) in list.iter().zip(weights).zip(result.chunks_exact(width)) {
-                let out = &mut out[*row as usize * width..][..width];
-                out.iter_mut().zip(result).for_each(|(out, result)| *out = weight.mul_add(*result, *out));
-            }
+            let to = Shared::new(out);
+            let result = &*result;
+            ctx.run(count.div_ceil(SCALED_ROWS), |task| {
+                for i in task * SCALED_ROWS..count.min((task + 1) * SCALED_ROWS) {
+                    // SAFETY: the rows of an expert differ, and each is below `rows` (checked above).
+                    let out = unsafe { to.slice(list[i] as usize * width, width) };
+                    dispatch(ctx, Scaled { weight: weights[i], from: &result[i * width..][..width], out });
+                }
+            })?;
         }
         Ok(())
     })
+}
+
+/// Rows whose results a task adds up.
+const SCALED_ROWS: usize = 4;
+
+/// Adds a row's result of one expert, weighted.
+struct Scaled<'a> {
+    weight: f32,
+    from: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Scaled<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        for (out, from) in self.out.chunks_mut(16).zip(self.from.chunks(16)) {
+            let count = from.len();
+            // SAFETY: both slices are `count` long, and `L` is offered (the caller's promise).
+            unsafe {
+                let from = L::load_some(from.as_ptr(), count);
+                let sum = L::fma(L::splat(self.weight), from, L::load_some(out.as_ptr(), count));
+                L::store_some(out.as_mut_ptr(), count, sum);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -279,24 +279,32 @@ fn pack<T: Copy + Send>(
 
 /// Pairs of 16-bit columns, output by output.
 fn pack_pairs(sources: &[&[u8]], panel: &mut [u16]) {
-    // Sixteen pairs at a time, so that the part of the panel that is written stays in the first-level cache while
-    // the rows are read a cache line each.
-    for (block, group) in panel.chunks_exact_mut(16 * 2 * PANEL).enumerate() {
+    // A group of columns at a time, so that the part of the panel that is written stays in the first-level cache
+    // while the rows are read a cache line each.
+    let groups = panel.as_chunks_mut::<2>().0.as_chunks_mut::<{ GROUP / 2 * PANEL }>().0;
+    for (block, group) in groups.iter_mut().enumerate() {
         for (lane, source) in sources.iter().enumerate() {
-            let source = &source[(block * 64).min(source.len())..];
-            let mut pairs = source.chunks_exact(4);
-            for (out, pair) in group.chunks_exact_mut(2 * PANEL).zip(&mut pairs) {
-                out[2 * lane] = u16::from_le_bytes([pair[0], pair[1]]);
-                out[2 * lane + 1] = u16::from_le_bytes([pair[2], pair[3]]);
+            let source = &source[(block * GROUP * 2).min(source.len())..];
+            // A whole group has a length known to the compiler, which takes the checks and the loop away.
+            if let Some(pairs) = source.as_chunks::<4>().0.first_chunk::<{ GROUP / 2 }>() {
+                for (i, pair) in pairs.iter().enumerate() {
+                    group[i * PANEL + lane] = u16_pair(*pair);
+                }
+                continue;
             }
-            // An odd last column.
-            if let (&[a, b], Some(out)) =
-                (pairs.remainder(), group.chunks_exact_mut(2 * PANEL).nth(source.len() / 4))
-            {
-                out[2 * lane] = u16::from_le_bytes([a, b]);
+            let (pairs, odd) = source.as_chunks::<4>();
+            for (i, pair) in pairs.iter().enumerate() {
+                group[i * PANEL + lane] = u16_pair(*pair);
+            }
+            if let [a, b] = odd {
+                group[pairs.len() * PANEL + lane] = u16_pair([*a, *b, 0, 0]);
             }
         }
     }
+}
+
+fn u16_pair([a, b, c, d]: [u8; 4]) -> [u16; 2] {
+    [u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])]
 }
 
 trait Number<const SIZE: usize>: Copy {
@@ -317,11 +325,23 @@ impl Number<4> for f32 {
 
 /// Columns one after another, output by output.
 fn pack_columns<const SIZE: usize, T: Number<SIZE>>(sources: &[&[u8]], panel: &mut [T]) {
-    for (block, group) in panel.chunks_exact_mut(GROUP * PANEL).enumerate() {
+    for (block, group) in panel.as_chunks_mut::<{ GROUP * PANEL }>().0.iter_mut().enumerate() {
         for (lane, source) in sources.iter().enumerate() {
             let (columns, _) = source[(block * GROUP * SIZE).min(source.len())..].as_chunks::<SIZE>();
-            for (out, column) in group.chunks_exact_mut(PANEL).zip(columns) {
-                out[lane] = T::of(*column);
+            // As above: the same for a length known to the compiler and for the last columns.
+            match columns.first_chunk::<GROUP>() {
+                Some(columns) => {
+                    columns
+                        .iter()
+                        .enumerate()
+                        .for_each(|(i, column)| group[i * PANEL + lane] = T::of(*column));
+                }
+                None => {
+                    columns
+                        .iter()
+                        .enumerate()
+                        .for_each(|(i, column)| group[i * PANEL + lane] = T::of(*column));
+                }
             }
         }
     }
