@@ -14,6 +14,7 @@ use candle_core::DType;
 use half::{bf16, f16};
 
 use crate::buffer::{Aligned, Shared};
+use crate::cpu::product::round;
 use crate::paged::BLOCK;
 use crate::{Context, Error};
 
@@ -163,15 +164,32 @@ impl KvWriter {
         let (block, offset) = (slot / BLOCK, slot % BLOCK);
         let keys = self.shape.keys(layer, block, head);
         let values = self.shape.values(layer, block, head);
-        let places = key.iter().enumerate().map(|(d, x)| (keys + self.shape.key_at(offset, d), *x));
-        let places = places
-            .chain(value.iter().enumerate().map(|(d, x)| (values + self.shape.value_at(offset, d), *x)));
-        // SAFETY: the places lie in this slot's part of the cache by the caller's promise.
+        let (key_at, value_at) =
+            (keys + self.shape.key_at(offset, 0), values + self.shape.value_at(offset, 0));
+        // SAFETY: the places lie in this slot's part of the cache by the caller's promise. Their strides are those of
+        // `key_at` and `value_at`.
         unsafe {
             match self.to {
-                KvPlaces::Bf16(to) => places.for_each(|(at, x)| *to.at(at) = bf16::from_f32(x).to_bits()),
-                KvPlaces::F16(to) => places.for_each(|(at, x)| *to.at(at) = f16::from_f32(x).to_bits()),
-                KvPlaces::F32(to) => places.for_each(|(at, x)| *to.at(at) = x),
+                KvPlaces::Bf16(to) => {
+                    let (keys, values) = (to.at(key_at), to.at(value_at));
+                    for (pair, x) in key.as_chunks::<2>().0.iter().enumerate() {
+                        *keys.add(pair * 2 * BLOCK) = round(x[0]);
+                        *keys.add(pair * 2 * BLOCK + 1) = round(x[1]);
+                    }
+                    value.iter().enumerate().for_each(|(d, x)| *values.add(2 * d) = round(*x));
+                }
+                KvPlaces::F16(to) => {
+                    let (keys, values) = (to.at(key_at), to.at(value_at));
+                    key.iter()
+                        .enumerate()
+                        .for_each(|(d, x)| *keys.add(d * BLOCK) = f16::from_f32(*x).to_bits());
+                    value.iter().enumerate().for_each(|(d, x)| *values.add(d) = f16::from_f32(*x).to_bits());
+                }
+                KvPlaces::F32(to) => {
+                    let (keys, values) = (to.at(key_at), to.at(value_at));
+                    key.iter().enumerate().for_each(|(d, x)| *keys.add(d * BLOCK) = *x);
+                    value.iter().enumerate().for_each(|(d, x)| *values.add(d) = *x);
+                }
             }
         }
     }

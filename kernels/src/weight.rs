@@ -18,6 +18,7 @@ use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
 use crate::buffer::{Aligned, Shared};
+use crate::cpu::detect::Isa;
 use crate::{Context, Error};
 
 /// Outputs of a panel.
@@ -169,10 +170,17 @@ impl Weight {
         rows.next_multiple_of(PANEL) * cols.next_multiple_of(GROUP) * dtype.size_in_bytes()
     }
 
-    /// Memory that a quantized matrix of this shape takes: its blocks, and the copy in the order of vector
-    /// instructions that candle makes beside them at the first product.
+    /// Memory that a quantized matrix of this shape takes: its blocks, and the copies in the order of vector
+    /// instructions that candle makes beside them at the first products, with scales widened to f32 and, for tiles,
+    /// numbers widened to bytes.
     pub fn quantized_bytes(kind: Quantize, rows: usize, cols: usize) -> usize {
-        2 * rows * (cols / kind.block()) * kind.ggml().type_size()
+        let copies = match kind {
+            Quantize::Q8_0 => 34,
+            Quantize::Q4K if Isa::best() == Isa::Amx => 192 + 320,
+            Quantize::Q4K => 192,
+            Quantize::Q6K => 320,
+        };
+        rows * (cols / kind.block()) * (kind.ggml().type_size() + copies)
     }
 
     /// The number at a row and column; `None` for quantized matrices.
@@ -350,7 +358,6 @@ fn pack_columns<const SIZE: usize, T: Number<SIZE>>(sources: &[&[u8]], panel: &m
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::detect::Isa;
 
     /// `rows * cols` numbers that tell their place, as bytes of a type.
     fn numbers(dtype: DType, rows: usize, cols: usize, from: usize) -> Vec<u8> {
@@ -402,7 +409,8 @@ mod tests {
         let ctx = Context::cpu_with(Isa::Scalar, 1).unwrap();
         let bytes = numbers(DType::BF16, 2, 320, 0);
         let view = View { dtype: DType::BF16, rows: 2, cols: 320, bytes: &bytes };
-        assert_eq!(Weight::quantize(&ctx, &[view], Quantize::Q8_0).unwrap().dtype_name(), "q8_0");
+        let quantized = Weight::quantize(&ctx, &[view], Quantize::Q8_0).unwrap();
+        assert_eq!((quantized.dtype_name(), quantized.bytes()), ("q8_0", 2 * 10 * (34 + 34)));
         let error = Weight::quantize(&ctx, &[view], Quantize::Q4K).err().expect("320 is no multiple of 256");
         assert_eq!(
             error.to_string(),
