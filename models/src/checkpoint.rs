@@ -193,6 +193,13 @@ impl Checkpoint {
         Some(Slice { dtype: dtype(&entry.dtype)?, shape: &entry.shape, bytes })
     }
 
+    /// Says that a tensor was copied and its place in the file is not needed soon.
+    pub fn release(&self, name: &str) {
+        if let Some(entry) = self.tensors.get(name) {
+            self.files[entry.file].release(entry.start, entry.end);
+        }
+    }
+
     /// The type of a tensor of the layout.
     pub fn dtype(&self, name: &str) -> Option<DType> {
         dtype(&self.tensors.get(name)?.dtype)

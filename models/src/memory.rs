@@ -152,7 +152,7 @@ pub fn fit(models: &[(&str, &Memory)], available: &Available) -> Result<(), Does
         return Ok(());
     }
     let mut sum: String = models.iter().map(|(name, memory)| format!("{name}\n{memory}")).collect();
-    sum += &format!("the process itself\n  {:<44} {:>12}\n", "", Size(PROCESS).to_string());
+    sum += &format!("{:<46} {:>12}\n", "the process itself", Size(PROCESS).to_string());
     Err(DoesNotFit {
         needed: Size(needed),
         available: Size(available.bytes),

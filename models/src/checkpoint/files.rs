@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -27,6 +27,24 @@ impl Bytes {
         match self {
             Bytes::Map(map) => map,
             Bytes::Static(bytes) => bytes,
+        }
+    }
+
+    /// Lets go of the pages that lie inside these bytes: they were copied. They count as resident otherwise, and a
+    /// model would seem to take twice its size until it is loaded; the kernel keeps them as cache while it has room.
+    pub fn release(&self, start: usize, end: usize) {
+        // Larger than any page there is; neighbours in a page may still be needed soon.
+        const PAGE: usize = 64 << 10;
+        let (start, end) = (start.next_multiple_of(PAGE), end / PAGE * PAGE);
+        if let Bytes::Map(map) = self
+            && start < end
+        {
+            // SAFETY: the map is of a file, never written to: pages that are touched again come back from the file
+            // with the same bytes.
+            let advised =
+                unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
+            // Advice only: without it memory is reclaimed later.
+            let _ = advised;
         }
     }
 }
@@ -117,6 +135,8 @@ fn map(path: &Path) -> Result<Bytes, CheckpointError> {
     // SAFETY: the map is private to this process and only read. Weights are installed once and never edited in place
     // (an import writes a new file and renames it), so the bytes do not change and the file does not shrink below it.
     let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
+    // Advice only: a file system without read-ahead is slower, not wrong.
+    let _ = map.advise(Advice::Sequential);
     Ok(Bytes::Map(map))
 }
 

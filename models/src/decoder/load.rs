@@ -60,6 +60,7 @@ impl Loader<'_> {
         let bytes = views.iter().map(|view| view.bytes.len()).sum();
         let name = || block.parts[0].name.clone();
         let weight = weight.map_err(|error| LoadError::Weight { name: name(), error })?;
+        block.parts.iter().for_each(|part| self.checkpoint.release(&part.name));
         self.done(bytes, weight.bytes());
         Ok(weight)
     }
