@@ -61,13 +61,13 @@ impl Rope {
     }
 
     /// Reads `rope_theta` and `rope_scaling`, or `rope_parameters` as newer files have it.
-    pub(super) fn read(fields: &Fields<'_>, default_theta: f64, context: usize) -> Result<Rope, SpecError> {
+    pub(super) fn read(fields: &Fields<'_>, default_theta: f64) -> Result<Rope, SpecError> {
         let theta = fields.positive("rope_theta")?;
         let old = fields.object("rope_scaling")?;
         let new = fields.object("rope_parameters")?;
         let mut rope = Rope { theta: theta.unwrap_or(default_theta), scaling: Scaling::None };
         if let Some(old) = old {
-            rope.scaling = scaling(&old, context)?;
+            rope.scaling = scaling(&old)?;
             if let Some(inner) = old.positive("rope_theta")? {
                 agree(&old, "rope_theta", inner, theta)?;
                 rope.theta = inner;
@@ -76,7 +76,7 @@ impl Rope {
         }
         if let Some(new) = new {
             let before = rope.scaling;
-            let found = scaling(&new, context)?;
+            let found = scaling(&new)?;
             if before != Scaling::None && before != found {
                 return Err(SpecError::Contradiction {
                     field: fields.name("rope_parameters"),
@@ -115,7 +115,7 @@ fn agree(inner: &Fields<'_>, key: &str, value: f64, outer: Option<f64>) -> Resul
     }
 }
 
-fn scaling(fields: &Fields<'_>, context: usize) -> Result<Scaling, SpecError> {
+fn scaling(fields: &Fields<'_>) -> Result<Scaling, SpecError> {
     let (new, old) = (fields.text("rope_type")?, fields.text("type")?);
     if let (Some(new), Some(old)) = (new, old)
         && new != old
@@ -145,7 +145,7 @@ fn scaling(fields: &Fields<'_>, context: usize) -> Result<Scaling, SpecError> {
             let factor = required("factor")?;
             let low = required("low_freq_factor")?;
             let high = required("high_freq_factor")?;
-            let original_context = fields.required("original_max_position_embeddings", context)?;
+            let original_context = fields.required("original_max_position_embeddings", 1 << 24)?;
             if high <= low {
                 return Err(SpecError::Contradiction {
                     field: fields.name("high_freq_factor"),
