@@ -16,7 +16,6 @@ set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 bin=${BIN:-$root/target/cuda/bin}
 out=${OUT:-$root/benches/results/gpu-$(date -u +%Y-%m-%d)}
-mkdir -p "$out"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 failed=0
@@ -131,6 +130,7 @@ if [ ! -x "$bin/gpu_spike" ]; then
   echo "error: no gpu_spike in $bin: packaging/cuda/build.sh makes it, BIN names another folder" >&2
   exit 2
 fi
+mkdir -p "$out"
 rm -f "$out/summary.txt" "$out/log.txt"
 find_libraries
 machine

@@ -6,7 +6,7 @@
 // Bytes moved: 2 n k (the weight) + 2 m k + 4 m n. Ceiling: the device's read bandwidth.
 // In flight: every lane starts 8 independent 16-byte loads of the weight before the first use; 8 warps of a
 // multiprocessor keep 32 KiB under way, where 4 TB/s at 800 ns want 25 KiB.
-// Arithmetic a weight: m multiply-adds, one widening, m / 4 widenings of the input. At m = 8 that is about 11
+// Arithmetic a weight: m multiply-adds, one widening, m / 4 widenings of the input. At m = 8 that is about 12
 // instructions a lane, which on Hopper takes about as long as the read: above 4 rows the tensor cores are the next step.
 //
 // The order of a sum depends on k and on the class (SPLIT) alone, not on the row count: a row gives the same bits alone

@@ -10,7 +10,7 @@
 //! - copy: 90 % of the data sheet (3.0 TB/s on an H100 SXM, 4.3 on an H200); reading alone: 1.00 to 1.05 of the copy.
 //! - skinny, 1 and 2 rows: 0.80. A weight of 117 MB takes 39 us at 3.0 TB/s; filling and draining the device costs 3 to
 //!   5 us of it, and each lane's 8 loads of 16 bytes in flight cover the latency.
-//! - 4 rows: 0.75. 8 rows: 0.60 on an H100, 0.50 on an H200: about 11 instructions a weight and lane take as long as the
+//! - 4 rows: 0.75. 8 rows: 0.60 on an H100, 0.50 on an H200: about 12 instructions a weight and lane take as long as the
 //!   read itself (24 us of 39 if they overlapped perfectly); beyond 4 rows the tensor cores have to take over.
 //! - class `block` beats `warp` at [4096, 14336] by 10 to 20 % (128 blocks of `warp` leave 4 of 132 multiprocessors idle
 //!   and put 8 warps on each of the others) and is level or behind elsewhere.
