@@ -6,6 +6,7 @@
 #
 #     CUDA_COMPUTE_CAP   capability that candle's own kernels are built for, default 90 (H100, H200); ours carry all
 #     PROFILE            cargo profile, default release
+#     BINARIES           which, default "hearth gpu_spike"
 #
 # candle-core asks cudarc for load-time linking. A feature cannot take that back, so its one line is changed in a copy
 # made from Cargo's own source cache, put in by --config; this tree, its Cargo.lock and plain builds are untouched.
@@ -14,6 +15,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 folder=${1:-$root/target/cuda}
 profile=${PROFILE:-release}
+binaries=${BINARIES:-hearth gpu_spike}
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90}
 mkdir -p "$folder/bin"
 folder=$(cd "$folder" && pwd)
@@ -62,12 +64,25 @@ rm "$tree/Cargo.toml"
 cp "$root/Cargo.toml" "$root/Cargo.lock" "$tree/"
 
 echo "== build (candle's kernels for compute capability $CUDA_COMPUTE_CAP)"
+case $profile in dev) out=debug ;; *) out=$profile ;; esac
+out=$folder/target/$out
+targets=() files=()
+for binary in $binaries; do
+  case $binary in
+    hearth) targets+=(--bin hearth) files+=("$out/hearth") ;;
+    gpu_spike) targets+=(--example gpu_spike) files+=("$out/examples/gpu_spike") ;;
+    *)
+      echo "error: BINARIES names $binary; there are hearth and gpu_spike" >&2
+      exit 2
+      ;;
+  esac
+done
+# Both packages are always named: Cargo gives the dependencies the same features then, and builds them once.
 start=$(date +%s)
 cd "$tree"
 CARGO_TARGET_DIR=$folder/target cargo build --profile "$profile" \
   --config "patch.crates-io.candle-core.path=\"$patched\"" \
-  -p hearth --bin hearth --features cuda \
-  -p hearth-kernels --example gpu_spike --features hearth-kernels/cuda
+  -p hearth -p hearth-kernels --features hearth/cuda,hearth-kernels/cuda "${targets[@]}"
 echo "built in $(($(date +%s) - start)) s"
 
 echo "== lock file"
@@ -80,8 +95,9 @@ fi
 echo "unchanged but for the source of $version"
 
 echo "== binaries"
-case $profile in dev) out=debug ;; *) out=$profile ;; esac
-for binary in hearth examples/gpu_spike; do
-  strip -o "$folder/bin/$(basename "$binary")" "$folder/target/$out/$binary"
+stripped=()
+for file in "${files[@]}"; do
+  stripped+=("$folder/bin/$(basename "$file")")
+  strip -o "${stripped[-1]}" "$file"
 done
-"$root/packaging/cuda/check.sh" "$folder"/bin/hearth "$folder"/bin/gpu_spike
+"$root/packaging/cuda/check.sh" "${stripped[@]}"
