@@ -178,10 +178,10 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
 /// A decoder with blocks for a few sequences. Blocks of a sequence are scattered, so that nothing rests on their order.
 pub struct Rig {
     pub decoder: Decoder,
-    block: usize,
+    pub block: usize,
 }
 
-const BLOCKS: usize = 96;
+pub const BLOCKS: usize = 96;
 
 impl Rig {
     pub fn new(checkpoint: &Checkpoint, quantize: Option<Quantize>) -> Rig {
@@ -194,23 +194,33 @@ impl Rig {
         Rig { decoder, block }
     }
 
-    /// Adds rows of a sequence to a step. Sequence `of` owns blocks from `first` on, in a scattered order.
+    /// Adds rows of a sequence to a step. Its blocks are those from `first` on, in a scattered order.
     fn push(&self, step: &mut Step, tokens: &[u32], done: usize, first: usize) {
-        let scatter = |i: usize| ((first + i) * 37 % BLOCKS) as u32;
-        let (row, table) = (step.tokens.len() as u32, step.tables.len() as u32);
-        let context = done + tokens.len();
-        step.tables.extend((0..context.div_ceil(self.block)).map(scatter));
-        for (i, token) in tokens.iter().enumerate() {
-            let position = done + i;
-            step.tokens.push(*token);
-            step.positions.push(position as u32);
-            step.slots
-                .push(scatter(position / self.block) * self.block as u32 + (position % self.block) as u32);
-        }
-        step.spans.push(Span { row, rows: tokens.len() as u32, table, context: context as u32 });
+        let count = (done + tokens.len()).div_ceil(self.block);
+        let table: Vec<u32> = (0..count).map(|i| ((first + i) * 37 % BLOCKS) as u32).collect();
+        self.rows(step, tokens, done, &table);
     }
 
-    fn logits(&mut self, step: &Step) -> Vec<Vec<f32>> {
+    /// Adds rows of a sequence whose first `done` positions are in the blocks of `table` already.
+    pub fn rows(&self, step: &mut Step, tokens: &[u32], done: usize, table: &[u32]) {
+        let context = done + tokens.len();
+        let span = Span {
+            row: step.tokens.len() as u32,
+            rows: tokens.len() as u32,
+            table: step.tables.len() as u32,
+            context: context as u32,
+        };
+        step.spans.push(span);
+        step.tables.extend(&table[..context.div_ceil(self.block)]);
+        for (position, token) in (done..).zip(tokens) {
+            let block = table[position / self.block] as usize;
+            step.tokens.push(*token);
+            step.positions.push(position as u32);
+            step.slots.push((block * self.block + position % self.block) as u32);
+        }
+    }
+
+    pub fn logits(&mut self, step: &Step) -> Vec<Vec<f32>> {
         let rows = step.logits.len();
         let logits: &Tensor = self.decoder.forward(step).unwrap_or_else(|e| panic!("{e}"));
         logits.narrow(0, 0, rows).unwrap().to_vec2().unwrap()

@@ -5,3 +5,4 @@
 mod golden;
 mod loading;
 mod parity;
+mod schedules;
