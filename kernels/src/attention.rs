@@ -40,7 +40,7 @@ pub fn attention(
     let job = Job { heads, pages, kv, layer, scale, window };
     check(&job)?;
     let qkv = read(("attention", "qkv"), qkv, rows, heads.width())?;
-    write(("attention", "out"), out, rows, heads.q * heads.dim, |out| {
+    write(("attention", "out"), out, rows, heads.q * heads.dim, &[&qkv], |out| {
         if attend::offers(heads.dim) {
             return attend::run(ctx, &mut ctx.scratch().attention, &job, &qkv, out);
         }

@@ -174,17 +174,25 @@ pub(crate) fn read_vector<'a>(name: Name, tensor: &'a Tensor, width: usize) -> R
     Ok(Reading { storage, start: layout.start_offset(), len: width })
 }
 
-/// Gives the first `rows` rows of a tensor of width `width` to `fill`.
+/// Gives the first `rows` rows of a tensor of width `width` to `fill`. `held` are the tensors that the operation reads
+/// meanwhile: writing to one of them is refused, where candle's lock would wait forever.
 pub(crate) fn write<R>(
     name: Name,
     tensor: &Tensor,
     rows: usize,
     width: usize,
+    held: &[&Reading<'_>],
     fill: impl FnOnce(&mut [f32]) -> Result<R, Error>,
 ) -> Result<R, Error> {
     check(name, tensor, rows, width)?;
     if tensor.dtype() != candle_core::DType::F32 {
         return Err(not_f32(name, tensor));
+    }
+    {
+        let (storage, _) = tensor.storage_and_layout();
+        if held.iter().any(|held| std::ptr::eq(&*held.storage, &*storage)) {
+            return Err(Error::Aliased { op: name.0, operand: name.1 });
+        }
     }
     let op = Fill { name: name.0, len: rows * width, fill: Cell::new(Some(fill)), result: Cell::new(None) };
     tensor.inplace_op1(&op)?;

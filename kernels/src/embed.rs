@@ -17,7 +17,7 @@ pub fn embed(ctx: &Context, table: &Weight, ids: &[u32], scale: f32, out: &Tenso
         let dtype = table.dtype_name().to_owned();
         return Err(Error::Type { op: "embed", dtype, supported: "bf16, f16, f32" });
     }
-    write(("embed", "out"), out, ids.len(), cols, |out| {
+    write(("embed", "out"), out, ids.len(), cols, &[], |out| {
         let to = Shared::new(out);
         ctx.run(ids.len(), |row| {
             // SAFETY: each task writes its own row.

@@ -6,6 +6,9 @@ pub enum Error {
     /// A tensor does not have the form that the operation needs; always a fault of the calling code.
     #[error("{op}: {operand} has shape {got:?}, but {want} is needed")]
     Shape { op: &'static str, operand: &'static str, got: Vec<usize>, want: String },
+    /// An operation would read and write one tensor; always a fault of the calling code.
+    #[error("{op}: {operand} shares its memory with an input")]
+    Aliased { op: &'static str, operand: &'static str },
     /// The bytes of a matrix do not match its shape.
     #[error("a {dtype} matrix of {rows} x {cols} needs {want} bytes, but {got} were given")]
     Bytes { dtype: &'static str, rows: usize, cols: usize, want: usize, got: usize },

@@ -20,7 +20,7 @@ pub enum Activation {
 pub fn gate(ctx: &Context, gu: &Tensor, rows: usize, act: Activation, out: &Tensor) -> Result<(), Error> {
     let width = out.dims().get(1).copied().unwrap_or(0);
     let gu = read(("gate", "gu"), gu, rows, 2 * width)?;
-    write(("gate", "out"), out, rows, width, |out| on_rows(ctx, &gu, rows, width, act, out))
+    write(("gate", "out"), out, rows, width, &[&gu], |out| on_rows(ctx, &gu, rows, width, act, out))
 }
 
 /// [`gate`] on plain slices.

@@ -66,7 +66,7 @@ fn on_tensors(
 ) -> Result<(), Error> {
     let x = read(("linear", "x"), x, reach, weight.cols())?;
     let bias = bias.map(|bias| read_vector(("linear", "bias"), bias, weight.rows())).transpose()?;
-    write(("linear", "out"), out, rows.len(), weight.rows(), |out| {
+    write(("linear", "out"), out, rows.len(), weight.rows(), &[&x], |out| {
         let scratch = &mut *ctx.scratch();
         let op = Operands { x: &x, rows, weight, bias: bias.as_deref(), how };
         product(ctx, &mut scratch.staging, &op, out)

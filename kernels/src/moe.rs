@@ -145,7 +145,7 @@ pub fn experts(
         }
     }
     let x = read(("experts", "x"), x, rows, width)?;
-    write(("experts", "out"), out, rows, width, |out| {
+    write(("experts", "out"), out, rows, width, &[&x], |out| {
         if how == Write::Set {
             out.fill(0.0);
         }

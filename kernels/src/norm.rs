@@ -20,7 +20,7 @@ pub fn rms_norm(
     let width = weight.elem_count();
     let weight = read_vector(("rms_norm", "weight"), weight, width)?;
     let x = read(("rms_norm", "x"), x, rows, width)?;
-    write(("rms_norm", "out"), out, rows, width, |out| {
+    write(("rms_norm", "out"), out, rows, width, &[&x, &weight], |out| {
         let to = Shared::new(out);
         // A few thousand numbers are worth a task.
         let chunk = (8192 / width.max(1)).max(1);
@@ -76,6 +76,15 @@ mod tests {
 
     use super::*;
     use crate::cpu::detect::Isa;
+
+    #[test]
+    fn writing_over_the_input_is_refused() {
+        let ctx = Context::cpu_with(Isa::best(), 1).unwrap();
+        let x = Tensor::zeros((2, 32), DType::F32, &Device::Cpu).unwrap();
+        let weight = Tensor::zeros(32, DType::F32, &Device::Cpu).unwrap();
+        let error = rms_norm(&ctx, &x, 2, &weight, 1e-5, false, &x.clone()).unwrap_err();
+        assert_eq!(error.to_string(), "rms_norm: out shares its memory with an input");
+    }
 
     #[test]
     fn rows_are_scaled_to_unit_mean_square_and_weighted() {

@@ -79,7 +79,7 @@ pub fn rope_store(
     let rows = pages.positions.len();
     check(heads, rope, pages, kv, layer)?;
     let writer = kv.writer();
-    write(("rope_store", "qkv"), qkv, rows, heads.width(), |qkv| {
+    write(("rope_store", "qkv"), qkv, rows, heads.width(), &[], |qkv| {
         let to = Shared::new(qkv);
         ctx.run(rows, |row| {
             // SAFETY: each task writes its own row.

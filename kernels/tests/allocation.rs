@@ -124,12 +124,17 @@ fn steps_after_the_largest_allocate_nothing() {
         let mut layer = Layer::new(threads);
         layer.step(ROWS);
         layer.step(ROWS);
-        let before = allocations();
-        for rows in [1, ROWS, 2, 17, 1] {
-            layer.step(rows);
+        // The fewest of some rounds: the threads of the test harness allocate now and then, too.
+        let mut fewest = [usize::MAX; 2];
+        for _ in 0..8 {
+            let before = allocations();
+            for rows in [1, ROWS, 2, 17, 1] {
+                layer.step(rows);
+            }
+            let after = allocations();
+            fewest = [0, 1].map(|size| fewest[size].min(after[size] - before[size]));
         }
-        let after = allocations();
-        assert_eq!(after[1], before[1], "{threads} threads");
-        assert!(after[0] - before[0] <= 5 * WRITES, "{threads} threads: {}", after[0] - before[0]);
+        assert_eq!(fewest[1], 0, "{threads} threads");
+        assert!(fewest[0] <= 5 * WRITES, "{threads} threads: {}", fewest[0]);
     }
 }

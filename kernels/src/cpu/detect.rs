@@ -53,15 +53,33 @@ impl Isa {
 
     /// The best set, or the one that the environment variable `HEARTH_ISA` names (for tests and comparisons).
     pub fn chosen() -> Result<Isa, Error> {
-        let best = Isa::best();
-        let Some(name) = std::env::var_os("HEARTH_ISA").filter(|name| !name.is_empty()) else {
-            return Ok(best);
-        };
-        let name = name.to_string_lossy();
+        match std::env::var_os("HEARTH_ISA").filter(|name| !name.is_empty()) {
+            None => Ok(Isa::best()),
+            Some(name) => Isa::named(&name.to_string_lossy(), Isa::best()),
+        }
+    }
+
+    fn named(name: &str, best: Isa) -> Result<Isa, Error> {
         let isa = Isa::ALL
             .into_iter()
             .find(|isa| isa.name() == name)
-            .ok_or_else(|| Error::UnknownIsa(name.to_string()))?;
+            .ok_or_else(|| Error::UnknownIsa(name.to_owned()))?;
         if isa > best { Err(Error::MissingIsa(isa.name(), best.name())) } else { Ok(isa) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_chosen_by_name_and_refused_when_unknown_or_missing() {
+        assert_eq!(Isa::named("avx2", Isa::Avx512).unwrap(), Isa::Avx2);
+        assert_eq!(
+            Isa::named("amx", Isa::Avx512).unwrap_err().to_string(),
+            "HEARTH_ISA=amx asks for instructions that this processor does not offer; the best it offers is avx512"
+        );
+        let error = Isa::named("sse9", Isa::Avx512).unwrap_err();
+        assert_eq!(error.to_string(), "HEARTH_ISA=sse9 is not one of scalar, avx2, avx512, amx");
     }
 }
