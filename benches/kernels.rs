@@ -13,8 +13,8 @@
 //! times slower for one row, its q8_0 twice as fast (half the bytes), its f32 half as fast.
 //!
 //! Measured on two cores of a Xeon (family 6, model 207, AVX-512, no AMX offered) that ran eight other processes:
-//! `read` 21.9 GB/s; one row 12.5 (15.7 at best), so 57 to 72 % of `read`, and 90 % with one thread, reading and
-//! multiplying in turn; eight rows 6.5 GB/s; 64 and 512 rows 92 and 97 GFLOP/s (172 at best for 64). candle: bf16
+//! `read` 21.9 GB/s; one row 12.5 (15.7 at best), so 57 to 72 % of a `read` at another time, and 91 to 95 % where reading
+//! and multiplying took turns; eight rows 6.5 GB/s; 64 and 512 rows 92 and 97 GFLOP/s (172 at best for 64). candle: bf16
 //! 0.7 GB/s for one row and 59 GFLOP/s for 512, f32 32 ms and 68 GFLOP/s, q8_0 6.6 ms (its 62 MB stay in the cache)
 //! and 180 GFLOP/s. An idle machine, and one with AMX, are still to be measured.
 
