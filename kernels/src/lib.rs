@@ -21,6 +21,7 @@ mod norm;
 pub mod paged;
 mod rope;
 pub mod sample;
+mod sampler;
 mod weight;
 
 pub use attention::attention;
@@ -35,4 +36,5 @@ pub use linear::{Write, linear, linear_rows};
 pub use moe::{Routes, experts, route};
 pub use norm::rms_norm;
 pub use rope::{Heads, RopeTable, rope_store};
+pub use sampler::Sampler;
 pub use weight::{Quantize, View, Weight};

@@ -176,6 +176,11 @@ impl Decoder {
         Ok(logits)
     }
 
+    /// What the last [`forward`](Self::forward) returned.
+    pub fn logits(&self) -> &Tensor {
+        &self.buffers.logits
+    }
+
     /// What the operations rely on and do not look at themselves.
     fn check(&self, step: &Step) -> Result<(), ForwardError> {
         let rows = step.rows();

@@ -71,6 +71,21 @@ impl Engine {
     /// Gives the executor a thread of its own. It ends after [`Handle::stop`], or when every handle is dropped and
     /// every request has ended.
     pub fn start(executor: Box<dyn Executor>, config: Config) -> io::Result<Handle> {
+        let name = config.name.clone();
+        let (handle, engine) = Self::assemble(executor, config);
+        let thread = thread::Builder::new().name(name).spawn(move || engine.run())?;
+        handle.shared.bell.hang(thread.thread().clone());
+        handle.shared.bell.wake();
+        Ok(handle)
+    }
+
+    /// An engine that steps on the caller's thread, when it is told to: for tests and benchmarks.
+    pub fn inline(executor: Box<dyn Executor>, config: Config) -> (Handle, Inline) {
+        let (handle, engine) = Self::assemble(executor, config);
+        (handle, Inline(engine))
+    }
+
+    fn assemble(executor: Box<dyn Executor>, config: Config) -> (Handle, Thread) {
         let shared = Arc::new(Shared {
             capacity: executor.capacity(),
             queue_requests: config.queue_requests,
@@ -84,12 +99,25 @@ impl Engine {
             ending: Ending::default(),
         });
         let (commands, inbox) = mpsc::channel();
-        let name = config.name.clone();
         let engine = Thread::new(executor, config, shared.clone(), inbox);
-        let thread = thread::Builder::new().name(name).spawn(move || engine.run())?;
-        shared.bell.hang(thread.thread().clone());
-        shared.bell.wake();
-        Ok(Handle { shared, commands })
+        let leaving = Leaving(shared.bell.clone());
+        (Handle { shared, commands, _leaving: leaving }, engine)
+    }
+}
+
+/// See [`Engine::inline`].
+pub struct Inline(Thread);
+
+impl Inline {
+    /// Takes in what was submitted and runs one step. Returns whether there was one.
+    pub fn turn(&mut self) -> bool {
+        self.0.turn()
+    }
+
+    /// Panics unless every block is held by the sequences that list it and by nothing else.
+    #[cfg(test)]
+    pub(super) fn audit(&self) {
+        self.0.audit();
     }
 }
 
@@ -104,6 +132,17 @@ pub(crate) enum Command {
 pub struct Handle {
     shared: Arc<Shared>,
     commands: Sender<Command>,
+    /// Dropped after the sender: the thread wakes up to see that nobody can ask it for anything any more.
+    _leaving: Leaving,
+}
+
+#[derive(Clone)]
+struct Leaving(Arc<Bell>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.wake();
+    }
 }
 
 impl Handle {
@@ -126,7 +165,7 @@ impl Handle {
         let permit = shared.admit(request.prompt.len() as u64)?;
         let choices = request.choices.max(1);
         // Room for every choice to send a token and its end in two steps in flight, and for the prompt's event.
-        let room = (shared.buffer as usize).max(4 * choices as usize + 1);
+        let room = (shared.buffer as usize).max(4 * choices as usize + 4);
         let (events, tokens) = channel(room, choices, shared.bell.clone());
         let group = Group::new(request, limit, events, permit, shared.clock.now());
         if self.commands.send(Command::Submit(Box::new(group))).is_err() {

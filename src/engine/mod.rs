@@ -1,14 +1,21 @@
 //! The engine: one thread that owns sequences, blocks and the device (steps 5 to 9 in the life of a request).
 
 pub mod arbiter;
+mod batch;
+mod blocks;
 pub mod clock;
+mod commit;
 pub mod executor;
-#[allow(dead_code)]
 pub mod handle;
+pub mod local;
+mod plan;
+mod prefix;
 pub mod request;
+#[cfg(test)]
+mod scenarios;
 pub mod scripted;
-#[allow(dead_code)] // the first loop leaves parts of the seam unused
 mod sequence;
-#[allow(dead_code)]
+mod slots;
+mod stop;
 mod stream;
 mod thread;

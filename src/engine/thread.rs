@@ -1,100 +1,224 @@
-//! The engine's thread, first cut: one request after another, so that what is above can be built.
+//! The loop: one thread that owns sequences, blocks and the device.
+//!
+//! A turn takes in what was asked, drops what nobody wants any more, plans a step and runs it. Where the executor does
+//! the work inside `launch`, the step is collected before the next is planned. Where it works beside the host, the
+//! next step is planned and launched first, its rows naming tokens that are still being drawn; the step before is
+//! collected and committed meanwhile, and only then is the next one sampled, because masks and penalties need its
+//! tokens.
+//!
+//! An executor that fails or panics ends the requests in flight and nothing else.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::thread;
+use std::time::Duration;
 
-use hearth_kernels::paged::Span;
 use hearth_kernels::sample::SampleRow;
-use hearth_models::step::Step;
 
+use super::arbiter::Arbiter;
+use super::batch::Batch;
+use super::clock::Clock;
 use super::executor::{Executor, StepError};
 use super::handle::{Command, Config, Shared};
-use super::request::{Event, Finish, Logprobs};
-use super::sequence::Group;
+use super::plan::Scheduler;
+
+/// How often the clock is looked at while nothing can be computed and something may expire.
+const GLANCE: Duration = Duration::from_millis(10);
 
 pub(crate) struct Thread {
     executor: Box<dyn Executor>,
+    overlaps: bool,
+    scheduler: Scheduler,
     shared: Arc<Shared>,
     inbox: Receiver<Command>,
+    arbiter: Option<Arc<Arbiter>>,
+    clock: Arc<dyn Clock>,
+    /// Taking no more requests; those that are left fail at this time, if there is one.
+    stopping: Option<Option<Duration>>,
+    next: Batch,
+    /// The step in flight, where steps overlap.
+    flying: Batch,
+    rows: Vec<SampleRow<'static>>,
 }
 
 impl Thread {
     pub fn new(
         executor: Box<dyn Executor>,
-        _: Config,
+        config: Config,
         shared: Arc<Shared>,
         inbox: Receiver<Command>,
     ) -> Self {
-        Self { executor, shared, inbox }
-    }
-
-    pub fn run(mut self) {
-        while let Ok(Command::Submit(mut group)) = self.inbox.recv() {
-            group.permit = None;
-            self.shared.gauges.running.store(1, Relaxed);
-            let failed = self.serve(&mut group).err().map(|e| e.to_string());
-            self.shared.gauges.running.store(0, Relaxed);
-            group.events.end(failed);
+        let mut key = [0; 16];
+        getrandom::fill(&mut key).expect("bug: the system has no random numbers");
+        Self {
+            overlaps: executor.overlaps(),
+            next: Batch::new(&shared.capacity),
+            flying: Batch::new(&shared.capacity),
+            rows: Vec::with_capacity(shared.capacity.logits as usize),
+            scheduler: Scheduler::new(executor.capacity(), &config, shared.clone(), &key),
+            executor,
+            shared,
+            inbox,
+            arbiter: config.arbiter,
+            clock: config.clock,
+            stopping: None,
         }
-        self.shared.ended();
     }
 
-    fn serve(&mut self, group: &mut Group) -> Result<(), StepError> {
-        group.events.send(Event::Prompt { cached: 0, logprobs: Vec::new() });
-        for choice in 0..group.request.choices {
-            let mut tokens = group.request.prompt.to_vec();
-            let mut computed = 0;
-            let mut reason = Finish::Length;
-            while (tokens.len() as u32) < group.limit && !group.events.left(choice) {
-                let mut step = Step::default();
-                let size = self.executor.capacity().block_size;
-                let context = (tokens.len() as u32).min(computed + self.executor.capacity().rows);
-                step.tokens.extend(&tokens[computed as usize..context as usize]);
-                step.positions.extend(computed..context);
-                step.slots.extend(computed..context);
-                step.tables.extend(0..context.div_ceil(size));
-                step.spans.push(Span { row: 0, rows: context - computed, table: 0, context });
-                let last = context as usize == tokens.len();
-                if last {
-                    step.logits.push(context - computed - 1);
+    /// Runs until it is stopped, or until nobody can ask for anything any more.
+    pub fn run(mut self) {
+        loop {
+            if self.turn() {
+                continue;
+            }
+            if self.stopping.is_some() && self.scheduler.is_empty() {
+                return;
+            }
+            if self.scheduler.timed() || matches!(self.stopping, Some(Some(_))) {
+                thread::park_timeout(GLANCE);
+            } else {
+                thread::park();
+            }
+        }
+    }
+
+    /// One turn of the loop. Returns whether there was anything to compute.
+    pub fn turn(&mut self) -> bool {
+        let now = self.clock.now();
+        self.take_in(now);
+        if self.shared.bell.answered() {
+            self.scheduler.sweep();
+        }
+        self.scheduler.expire(now);
+        if let Some(Some(end)) = self.stopping
+            && now >= end
+        {
+            self.scheduler.fail_all("the engine is stopping");
+        }
+        let planned = self.scheduler.plan(&mut self.next, now);
+        let flying = !self.flying.entries.is_empty();
+        self.scheduler.publish();
+        if planned || flying {
+            let arbiter = self.arbiter.clone();
+            let _turn = arbiter.as_ref().map(|arbiter| arbiter.turn());
+            if let Err(error) = self.step(planned, flying) {
+                self.failed(&error);
+            }
+        }
+        self.scheduler.publish();
+        planned || flying
+    }
+
+    fn take_in(&mut self, now: Duration) {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Command::Submit(mut group)) => match self.stopping {
+                    None => self.scheduler.submit(*group),
+                    Some(_) => group.events.end(Some("the engine is stopping".into())),
+                },
+                Ok(Command::Stop(drain)) => {
+                    let end = now.saturating_add(drain);
+                    let sooner = self.stopping.flatten().map_or(end, |before| before.min(end));
+                    self.stopping = Some(Some(sooner));
                 }
-                let sampling = &group.request.sampling;
-                let row = SampleRow {
-                    row: 0,
-                    sampling,
-                    choice,
-                    position: context,
-                    seen: &[],
-                    mask: None,
-                    forced: None,
-                };
-                self.executor.launch(&step)?;
-                self.executor.sample(if last { std::slice::from_ref(&row) } else { &[] })?;
-                let mut out = Vec::new();
-                self.executor.collect(&mut out)?;
-                computed = context;
-                for sampled in out {
-                    let logprobs = sampled.logprob.map(|logprob| Logprobs { logprob, top: sampled.top });
-                    while group.events.room() < 2 && !group.events.left(choice) {
-                        std::thread::yield_now();
-                    }
-                    tokens.push(sampled.token);
-                    if !group.events.left(choice) {
-                        group.events.send(Event::Token { choice, token: sampled.token, logprobs });
-                    }
-                    if group.request.stop_tokens.contains(&sampled.token) {
-                        reason = Finish::Stop;
-                    }
-                }
-                if reason == Finish::Stop {
-                    break;
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.stopping.get_or_insert(None);
+                    return;
                 }
             }
-            if !group.events.left(choice) {
-                group.events.send(Event::Finished { choice, reason });
+        }
+    }
+
+    /// Runs the next step and commits the one it can.
+    fn step(&mut self, planned: bool, flying: bool) -> Result<(), StepError> {
+        let executor = &mut *self.executor;
+        if planned {
+            guarded(|| executor.launch(&self.next.step))?;
+            self.shared.gauges.steps.fetch_add(1, Relaxed);
+        }
+        if flying {
+            collect(executor, &mut self.flying)?;
+            self.scheduler.commit(&mut self.flying);
+            self.flying.clear();
+        }
+        if planned {
+            self.scheduler.mask(&self.next);
+            let mut rows = recycle(std::mem::take(&mut self.rows));
+            self.scheduler.rows(&mut self.next, &mut rows);
+            let launched = guarded(|| executor.sample(&rows));
+            self.rows = recycle(rows);
+            launched?;
+            self.scheduler.sampled(&self.next);
+            if self.overlaps {
+                std::mem::swap(&mut self.next, &mut self.flying);
+            } else {
+                collect(executor, &mut self.next)?;
+                self.scheduler.commit(&mut self.next);
+                self.next.clear();
             }
         }
         Ok(())
     }
+
+    /// Ends the requests of every step in flight.
+    fn failed(&mut self, error: &StepError) {
+        tracing::error!(%error, requests = self.next.entries.len(), "a step failed");
+        self.shared.gauges.failed_steps.fetch_add(1, Relaxed);
+        let text = error.to_string();
+        for batch in [&mut self.flying, &mut self.next] {
+            self.scheduler.abandon(batch, &text);
+            batch.clear();
+        }
+        let executor = &mut *self.executor;
+        if let Err(error) = guarded(|| {
+            executor.reset();
+            Ok(())
+        }) {
+            tracing::error!(%error, "the executor could not be reset");
+        }
+    }
+
+    #[cfg(test)]
+    pub fn audit(&self) {
+        self.scheduler.audit();
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            self.scheduler.fail_all("the engine stopped");
+            self.scheduler.publish();
+        }
+        self.shared.ended();
+    }
+}
+
+fn collect(executor: &mut dyn Executor, batch: &mut Batch) -> Result<(), StepError> {
+    batch.results.clear();
+    guarded(|| executor.collect(&mut batch.results))?;
+    let expected = batch.entries.iter().filter(|entry| entry.results.is_some());
+    let expected: u32 = expected.map(|entry| entry.scored + u32::from(entry.draws)).sum();
+    if batch.results.len() != expected as usize {
+        return Err(StepError(format!("{} results came back for {expected} rows", batch.results.len())));
+    }
+    Ok(())
+}
+
+/// An executor's panic is its step's error.
+fn guarded(call: impl FnOnce() -> Result<(), StepError>) -> Result<(), StepError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic");
+        Err(StepError(text.to_owned()))
+    })
+}
+
+/// An empty vector in the same memory, for rows that borrow from something else.
+fn recycle<'b>(mut rows: Vec<SampleRow<'_>>) -> Vec<SampleRow<'b>> {
+    rows.clear();
+    rows.into_iter().map(|_| unreachable!("bug: a cleared vector has rows")).collect()
 }
