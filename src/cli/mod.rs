@@ -1,7 +1,13 @@
 //! The command line: one file a verb. Data goes to standard output, everything else to standard error.
 
+mod chat;
+mod complete;
 mod config;
 mod error;
+mod load;
+mod models;
+mod serve;
+mod terminal;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -40,9 +46,26 @@ impl Common {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Run the server
+    Serve(serve::Serve),
+    /// Continue a text, or fill a gap, in this process
+    Complete(complete::Complete),
+    /// Talk to a model in this process
+    Chat(chat::Chat),
+    /// Look at checkpoints and at the configured models
+    #[command(subcommand)]
+    Models(models::Verb),
     /// Check the settings, or show them and where each came from
     #[command(subcommand)]
     Config(config::Verb),
+}
+
+/// The threads of everything but the models.
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::new(Exit::Failed, format!("threads cannot be started: {e}")))
 }
 
 /// Parses the command line and does what it says.
@@ -56,6 +79,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let done = match cli.verb {
+        Verb::Serve(verb) => serve::run(verb, &cli.common),
+        Verb::Complete(verb) => complete::run(verb, &cli.common),
+        Verb::Chat(verb) => chat::run(verb, &cli.common),
+        Verb::Models(verb) => models::run(verb, &cli.common),
         Verb::Config(verb) => config::run(verb, &cli.common),
     };
     match done {

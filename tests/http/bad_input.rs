@@ -158,7 +158,7 @@ fn every_field_within_its_range_is_taken() {
     let site = Site::start();
     let both = [
         json!({"temperature": 2, "top_p": 0.5, "top_k": -1, "min_p": 0.1}),
-        json!({"top_k": 40}),
+        json!({"top_k": 40, "repetition_penalty": 1.3, "presence_penalty": -2, "frequency_penalty": 2}),
         json!({"logit_bias": {"5": -100, "6": 3.5}, "seed": -1, "n": 2}),
         json!({"max_tokens": 3, "min_tokens": 2, "stop": ["x"], "stop_token_ids": [7], "ignore_eos": true}),
         json!({"user": "u", "metadata": {"a": "b"}, "store": false, "service_tier": "auto", "safety_identifier": "s"}),

@@ -208,3 +208,49 @@ fn models_are_listed_with_what_they_can_do() {
     assert_eq!(unknown.status, 404);
     assert_eq!(unknown.message(), "The model `gpt-4` does not exist here. Known models: ember, plain.");
 }
+
+#[test]
+fn echo_and_logprobs_line_up() {
+    let site = Site::start();
+    let prompt = "x y@";
+    for stream in [false, true] {
+        let fields =
+            json!({"prompt": prompt, "echo": true, "logprobs": 2, "max_tokens": 4, "stream": stream});
+        let reply = site.complete(fields);
+        let pieces = match stream {
+            true => reply.chunks(),
+            false => vec![reply.json()],
+        };
+        let text = text_of(&pieces, 0);
+        assert!(text.starts_with(prompt) && ANSWER.starts_with(&text[prompt.len()..]), "{text}");
+        let list = |name: &str| -> Vec<Value> {
+            let lists = pieces.iter().filter_map(|p| p["choices"][0]["logprobs"][name].as_array());
+            lists.flatten().cloned().collect()
+        };
+        let tokens = list("tokens");
+        let drawn = site.text.tokenizer.encode(prompt).unwrap().len() + 4;
+        assert_eq!(tokens.len(), drawn);
+        assert_eq!(list("token_logprobs").len(), drawn);
+        assert_eq!(list("token_logprobs")[0], Value::Null, "nothing stands before the first token");
+        assert!(list("token_logprobs")[1..].iter().all(|p| p.as_f64().unwrap() < 0.0));
+        assert!(list("top_logprobs")[1..].iter().all(|t| t.as_object().unwrap().len() >= 2));
+        let mut at = 0;
+        for (token, offset) in tokens.iter().zip(list("text_offset")) {
+            assert_eq!(offset, at);
+            at += token.as_str().unwrap().chars().count();
+        }
+    }
+    let scored =
+        site.complete(json!({"prompt": prompt, "echo": true, "logprobs": 0, "max_tokens": 0})).json();
+    assert_eq!(scored["choices"][0]["text"], prompt);
+    assert_eq!(scored["usage"]["completion_tokens"], 0);
+}
+
+#[test]
+fn a_repeated_prompt_comes_from_the_cache() {
+    let site = Site::start();
+    let prompt = format!("{}b@", "word ".repeat(40));
+    site.complete(json!({"prompt": prompt, "max_tokens": 2}));
+    let again = site.complete(json!({"prompt": prompt, "max_tokens": 2})).json();
+    assert!(again["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() >= 16, "{again}");
+}

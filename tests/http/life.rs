@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hearth::engine::handle::Config;
+use hearth::engine::scripted::Fault;
 use hearth::server::Limits;
 use serde_json::json;
 
@@ -38,7 +39,8 @@ fn a_client_that_leaves_takes_its_sequence_along() {
 fn a_full_queue_says_when_to_come_back() {
     let config = Config { queue_requests: 1, sequences: 1, ..Config::default() };
     let site = Site::with(Options { config, ..Options::default() });
-    site.controls.allow(0);
+    // One step, after which the engine says what it is doing; the next one waits.
+    site.controls.allow(1);
     let first = site.open("/v1/completions", &endless());
     while site.engine.status().running == 0 {
         std::thread::sleep(Duration::from_millis(1));
@@ -134,4 +136,34 @@ fn connections_over_the_limit_wait_for_their_turn() {
     let site = Site::with(Options { limits, ..Options::default() });
     let _silent = Line::open(site.address, b"");
     assert_eq!(site.get("/health/live").status, 200, "served when the silent one was closed");
+}
+
+#[test]
+fn what_does_not_end_in_the_drain_time_is_told_so() {
+    let limits = Limits { drain: Duration::from_millis(50), ..Limits::default() };
+    let mut site = Site::with(Options { limits, ..Options::default() });
+    site.controls.delay(Duration::from_millis(20));
+    let mut line = site.open("/v1/completions", &endless());
+    line.until("data: ");
+    site.stop();
+    line.until("\"error\"");
+    site.ended();
+}
+
+#[test]
+fn a_step_that_fails_ends_its_answer_with_an_error_and_nothing_else() {
+    let site = Site::start();
+    site.controls.fail(3, Fault::Collect);
+    let reply = site.complete(json!({"max_tokens": 100, "stream": true}));
+    assert_eq!(reply.status, 200, "the answer had begun");
+    let events = reply.events();
+    let last: serde_json::Value = serde_json::from_str(events.last().unwrap()).unwrap();
+    assert_eq!(last["error"]["type"], "server_error");
+    assert!(last["error"]["message"].as_str().unwrap().contains("scripted"), "{last}");
+    assert!(events.len() > 1 && !events.contains(&"[DONE]".to_owned()));
+    site.controls.fail(site.controls.steps(), Fault::Launch);
+    let whole = site.complete(json!({"max_tokens": 100}));
+    assert_eq!((whole.status, whole.json()["error"]["code"].as_str()), (500, Some("generation_failed")));
+    assert_eq!(site.complete(json!({"max_tokens": 100})).json()["choices"][0]["text"], ANSWER);
+    site.quiet();
 }

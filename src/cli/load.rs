@@ -1,0 +1,340 @@
+//! Models from settings to engines: which checkpoint a name means, what it needs, reading it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use hearth_kernels::paged::BLOCK;
+use hearth_kernels::{Context, Quantize};
+use hearth_models::checkpoint::Checkpoint;
+use hearth_models::decoder::{Decoder, Options};
+use hearth_models::host::Available;
+use hearth_models::memory::{Memory, fit};
+
+use super::terminal::Progress;
+use super::{CliError, Common, Exit};
+use crate::config::keys::size as parse_size;
+use crate::config::layers::name_of;
+use crate::config::{Layers, ModelEntry, Origin, Settings};
+use crate::engine::arbiter::Arbiter;
+use crate::engine::handle::{Config, Engine};
+use crate::engine::local::Local;
+use crate::openai::answers::now;
+use crate::served::Served;
+use crate::text::{Text, TextFiles};
+
+/// The name of the model inside the binary, if there is one.
+#[cfg(feature = "ember")]
+pub const BUILT_IN: Option<&str> = Some(hearth_models::ember::NAME);
+#[cfg(not(feature = "ember"))]
+pub const BUILT_IN: Option<&str> = None;
+
+/// Whole contexts for which there is room by default; answers share it, so many more can be in the making.
+const CONTEXTS: usize = 8;
+
+/// Which models, and how they are run.
+#[derive(Args, Clone)]
+pub struct ModelFlags {
+    /// A checkpoint's directory, NAME=DIR, or the name of a configured or built-in model; may be repeated
+    #[arg(long = "model", value_name = "DIR|NAME")]
+    models: Vec<String>,
+    /// What computes [default: cpu]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// Threads that compute [default: one for each core]
+    #[arg(long, value_name = "N")]
+    threads: Option<String>,
+    /// Packs weights at load: q8_0, q4_k or q6_k
+    #[arg(long, value_name = "TYPE", value_parser = ["none", "q8_0", "q4_k", "q6_k"])]
+    quantize: Option<String>,
+    /// Tokens of prompt and answer at most [default: the checkpoint's own]
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<u32>,
+    /// Memory for keys and values, like 2GiB [default: room for several whole contexts]
+    #[arg(long, value_name = "SIZE")]
+    kv: Option<String>,
+}
+
+impl ModelFlags {
+    /// Puts the flags over the other layers. Without any model the built-in one is served.
+    pub fn apply(&self, layers: &mut Layers) -> Result<(), CliError> {
+        for (flag, name, value) in
+            [("--device", "engine.device", &self.device), ("--threads", "engine.threads", &self.threads)]
+        {
+            if let Some(value) = value {
+                layers.flag(flag, name, value.clone())?;
+            }
+        }
+        if !self.models.is_empty() {
+            let named = self.models.iter().map(|m| entry(m, layers)).collect::<Result<Vec<_>, _>>()?;
+            if let Some(twice) =
+                named.iter().enumerate().find(|(i, m)| named[..*i].iter().any(|o| o.name == m.name))
+            {
+                let what = format!("two models are named {}", twice.1.name);
+                return Err(CliError::new(Exit::Usage, what).fix("name one of them: --model NAME=DIR"));
+            }
+            layers.only(named);
+        } else if layers.models().is_empty() {
+            let name = BUILT_IN.ok_or_else(|| {
+                CliError::new(Exit::Model, "no model is configured and none is built in")
+                    .fix("give --model DIR")
+            })?;
+            layers.only(vec![built_in(name)]);
+        }
+        let kv = match &self.kv {
+            None => None,
+            Some(text) => Some(parse_size(text).ok_or_else(|| {
+                CliError::new(Exit::Usage, format!("--kv is {text:?}"))
+                    .fix("give a size, like 512MiB or 8GiB")
+            })?),
+        };
+        for model in layers.models_mut() {
+            if let Some(quantize) = &self.quantize {
+                model.quantize = Some(quantize.clone()).filter(|q| q != "none");
+            }
+            model.context = self.context.unwrap_or(model.context);
+            model.kv = kv.unwrap_or(model.kv);
+        }
+        Ok(())
+    }
+}
+
+fn built_in(name: &str) -> ModelEntry {
+    ModelEntry {
+        name: name.to_owned(),
+        path: None,
+        quantize: None,
+        context: 0,
+        kv: 0,
+        origin: Origin::Default,
+    }
+}
+
+/// What a `--model` means.
+fn entry(text: &str, layers: &Layers) -> Result<ModelEntry, CliError> {
+    let at = |name: String, path: &Path| ModelEntry {
+        path: Some(path.to_owned()),
+        origin: Origin::Flag("--model".to_owned()),
+        ..built_in(&name)
+    };
+    if let Some((name, path)) =
+        text.split_once('=').filter(|(name, _)| !name.is_empty() && !name.contains('/'))
+    {
+        return Ok(at(name.to_owned(), Path::new(path)));
+    }
+    if let Some(known) = layers.models().iter().find(|m| m.name == text) {
+        return Ok(known.clone());
+    }
+    let path = Path::new(text);
+    if path.is_dir() {
+        return Ok(at(name_of(path), path));
+    }
+    if BUILT_IN == Some(text) {
+        return Ok(built_in(text));
+    }
+    let mut known: Vec<&str> = layers.models().iter().map(|m| m.name.as_str()).collect();
+    known.extend(BUILT_IN);
+    let fix = format!("give a checkpoint's directory, or one of {}", known.join(", "));
+    Err(CliError::new(Exit::Model, format!("there is no model {text}")).fix(fix))
+}
+
+/// Loads every configured model and starts its engine. What all of them need is summed up before a weight is read.
+pub fn all(settings: &Settings) -> Result<Vec<Served>, CliError> {
+    let context = device(settings)?;
+    let available = Available::now().ok_or_else(|| {
+        CliError::new(Exit::Failed, "how much memory there is cannot be read from /proc/meminfo")
+    })?;
+    let share = available.bytes / settings.models.len().max(1) as u64;
+    let opened = settings
+        .models
+        .iter()
+        .map(|entry| Opened::new(entry, settings, share))
+        .collect::<Result<Vec<_>, _>>()?;
+    for model in &opened {
+        eprintln!("{}\n{}", model.entry.name, model.memory);
+    }
+    let needs: Vec<(&str, &Memory)> = opened.iter().map(|m| (m.entry.name.as_str(), &m.memory)).collect();
+    fit(&needs, &available).map_err(|e| CliError::new(Exit::Memory, e.to_string()))?;
+    let arbiter = Arc::new(Arbiter::default());
+    opened.into_iter().map(|model| model.start(settings, &context, &arbiter)).collect()
+}
+
+/// The one model of a terminal verb.
+pub fn single(flags: &ModelFlags, common: &Common) -> Result<Served, CliError> {
+    let mut layers = common.layers()?;
+    flags.apply(&mut layers)?;
+    let mut settings = Settings::of(&layers)?;
+    // One answer at a time: the first model, and no room for others.
+    settings.models.truncate(1);
+    settings.sequences = 1;
+    all(&settings)?.pop().ok_or_else(|| CliError::new(Exit::Model, "no model is configured"))
+}
+
+fn device(settings: &Settings) -> Result<Context, CliError> {
+    let cores = match settings.threads {
+        0 => None,
+        n => {
+            let mut cores = allowed_cores();
+            if n > cores.len() {
+                let what = format!("{n} threads are asked for; this process may use {} cores", cores.len());
+                return Err(CliError::new(Exit::Config, what).fix("lower --threads or engine.threads"));
+            }
+            cores.truncate(n);
+            Some(cores)
+        }
+    };
+    Context::cpu(cores).map_err(|e| CliError::new(Exit::Device, e.to_string()))
+}
+
+/// The cores that this process may use.
+fn allowed_cores() -> Vec<usize> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let list = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).unwrap_or("0");
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.trim().parse().ok()?..=last.trim().parse::<usize>().ok()?)
+    };
+    list.split(',').filter_map(range).flatten().collect()
+}
+
+/// A model that was looked at and not read yet.
+struct Opened<'a> {
+    entry: &'a ModelEntry,
+    checkpoint: Checkpoint,
+    text: Text,
+    options: Options,
+    memory: Memory,
+    notice: Option<String>,
+}
+
+impl<'a> Opened<'a> {
+    /// `share` is the memory that this model may count on when the settings do not say.
+    fn new(entry: &'a ModelEntry, settings: &Settings, share: u64) -> Result<Self, CliError> {
+        let (checkpoint, files, notice) = files(entry)?;
+        let spec = checkpoint.spec();
+        let (own, vocab) = (spec.context, spec.vocab as u32);
+        let context = match entry.context as usize {
+            0 => own,
+            asked if asked <= own => asked,
+            asked => {
+                let what = format!(
+                    "model {}: a context of {asked} tokens is asked for; the checkpoint's own is {own}",
+                    entry.name
+                );
+                return Err(CliError::new(Exit::Config, what)
+                    .at(entry.origin.to_string())
+                    .fix("lower it or leave it out"));
+            }
+        };
+        let text = Text::new(&files, vocab, context as u32, &spec.eos)
+            .map_err(|e| CliError::new(Exit::Model, format!("model {}: {e}", entry.name)))?;
+        if text.tokenizer.vocab() > vocab {
+            let what = format!(
+                "model {}: its tokenizer has {} tokens and its embedding {vocab}; the two do not belong together",
+                entry.name,
+                text.tokenizer.vocab(),
+            );
+            return Err(CliError::new(Exit::Model, what).fix("copy the checkpoint again"));
+        }
+        let rows = settings.step_tokens.max(settings.sequences) as usize;
+        let mut options = Options {
+            quantize: entry.quantize.as_deref().map(quantize),
+            rows,
+            logits: rows,
+            context,
+            blocks: 1,
+            kv: None,
+        };
+        let one = Memory::of(&checkpoint, &options);
+        let whole = context.div_ceil(BLOCK);
+        options.blocks = match entry.kv {
+            0 => {
+                let wanted = whole * CONTEXTS.min(settings.sequences as usize);
+                // Half of what is left, so that a machine is not filled to the brim unasked; one context at least.
+                wanted.min(one.blocks_within(share) as usize / 2).max(whole)
+            }
+            bytes => (bytes / one.block_bytes).max(1) as usize,
+        };
+        let memory = Memory::of(&checkpoint, &options);
+        Ok(Self { entry, checkpoint, text, options, memory, notice })
+    }
+
+    fn start(
+        self,
+        settings: &Settings,
+        context: &Context,
+        arbiter: &Arc<Arbiter>,
+    ) -> Result<Served, CliError> {
+        let name = self.entry.name.clone();
+        let bytes = self.checkpoint.bytes();
+        let progress = Progress::new(&name, bytes);
+        let decoder = Decoder::load(context, &self.checkpoint, &self.options, &mut |done| progress.at(done))
+            .map_err(|e| CliError::new(Exit::Model, format!("model {name}: {e}")))?;
+        progress.done(bytes);
+        let config = Config {
+            // Linux cuts thread names at 15 bytes.
+            name: name.chars().take(15).collect(),
+            sequences: settings.sequences,
+            queue_requests: settings.queue_requests,
+            queue_tokens: settings.queue_tokens,
+            prefix_cache: settings.prefix_cache,
+            arbiter: Some(arbiter.clone()),
+            ..Config::default()
+        };
+        let engine = Engine::start(Box::new(Local::new(context, decoder)), config).map_err(|e| {
+            CliError::new(Exit::Failed, format!("the engine's thread cannot be started: {e}"))
+        })?;
+        Ok(Served { name, text: Arc::new(self.text), engine, created: now(), notice: self.notice })
+    }
+}
+
+/// A checkpoint's files, from its directory or from the binary, and what to say about it.
+fn files(entry: &ModelEntry) -> Result<(Checkpoint, TextFiles, Option<String>), CliError> {
+    let Some(path) = &entry.path else { return built_in_files(&entry.name) };
+    let failed =
+        |e: String| CliError::new(Exit::Model, e).at(format!("model {} ({})", entry.name, entry.origin));
+    let checkpoint = Checkpoint::open(path).map_err(|e| failed(e.to_string()))?;
+    let files = TextFiles::read(path).map_err(|e| failed(e.to_string()))?;
+    Ok((checkpoint, files, None))
+}
+
+#[cfg(feature = "ember")]
+fn built_in_files(name: &str) -> Result<(Checkpoint, TextFiles, Option<String>), CliError> {
+    use hearth_models::ember;
+    if name != ember::NAME {
+        return Err(not_built_in(name));
+    }
+    let checkpoint = ember::checkpoint().map_err(|e| CliError::new(Exit::Model, e.to_string()))?;
+    let files = TextFiles {
+        tokenizer: ember::TOKENIZER.to_vec(),
+        tokenizer_config: Some(ember::TOKENIZER_CONFIG.to_vec()),
+        chat_template: None,
+    };
+    let notice = "ember is the small built-in model: it finishes code-like text for trying things out and is not \
+                  useful for work; serve a real one with --model DIR";
+    Ok((checkpoint, files, Some(notice.to_owned())))
+}
+
+#[cfg(not(feature = "ember"))]
+fn built_in_files(name: &str) -> Result<(Checkpoint, TextFiles, Option<String>), CliError> {
+    Err(not_built_in(name))
+}
+
+fn not_built_in(name: &str) -> CliError {
+    CliError::new(Exit::Model, format!("no model named {name} is built in")).fix("give the model a `path`")
+}
+
+fn quantize(name: &str) -> Quantize {
+    match name {
+        "q8_0" => Quantize::Q8_0,
+        "q4_k" => Quantize::Q4K,
+        "q6_k" => Quantize::Q6K,
+        other => unreachable!("bug: {other} passed the table of settings"),
+    }
+}
+
+/// The directory of a model, for messages.
+pub fn place(entry: &ModelEntry) -> String {
+    entry.path.as_ref().map_or("built in".to_owned(), |p: &PathBuf| p.display().to_string())
+}

@@ -1,0 +1,130 @@
+//! `hearth serve`: the server, from settings to the end of the drain.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::load::{self, ModelFlags};
+use super::{CliError, Common, Exit};
+use crate::config::{Settings, state};
+use crate::served::Models;
+use crate::server::{ApiKey, Health, Limits, Server, Shared};
+
+#[derive(Args)]
+pub struct Serve {
+    #[command(flatten)]
+    model: ModelFlags,
+    /// Address of the API [default: 127.0.0.1:5052]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// Where the key is kept
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Seconds that requests in flight have at shutdown [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    drain: Option<String>,
+}
+
+pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
+    let mut layers = common.layers()?;
+    let directory = verb.state_dir.map(|d| d.display().to_string());
+    for (flag, name, value) in [
+        ("--listen", "server.listen", verb.listen),
+        ("--state-dir", "server.state_dir", directory),
+        ("--drain", "server.drain", verb.drain),
+    ] {
+        if let Some(value) = value {
+            layers.flag(flag, name, value)?;
+        }
+    }
+    verb.model.apply(&mut layers)?;
+    let settings = Settings::of(&layers)?;
+    log(&settings);
+    let (key, made) = match settings.key.clone() {
+        Some(key) => (key, false),
+        None => state::key(&settings.state_dir)?,
+    };
+    let runtime = super::runtime()?;
+    runtime.block_on(async {
+        // A port in use is told before minutes of reading, not after.
+        let probe = tokio::net::TcpListener::bind(settings.listen).await.map_err(|e| port(&settings, &e))?;
+        drop(probe);
+        let models = load::all(&settings)?;
+        let shared = Shared {
+            models: Models::new(models),
+            key: Arc::new(ApiKey::new(key.expose().to_owned())),
+            health: Arc::new(Health::default()),
+        };
+        let limits = Limits {
+            connections: settings.connections,
+            headers: settings.header_timeout,
+            body: settings.body_timeout,
+            drain: settings.drain,
+        };
+        let names = shared.models.names().join(", ");
+        let notices: Vec<String> = shared.models.iter().filter_map(|m| m.notice.clone()).collect();
+        let server = Server::bind(settings.listen, limits, shared).await.map_err(|e| port(&settings, &e))?;
+        let address = server.address().map_err(|e| port(&settings, &e))?;
+        greet(&settings, &names, &notices, made.then(|| key.expose()), address);
+        server.serve(stopped()?).await;
+        tracing::info!("stopped");
+        Ok(())
+    })
+}
+
+fn port(settings: &Settings, error: &std::io::Error) -> CliError {
+    CliError::new(Exit::Port, format!("cannot listen on {}: {error}", settings.listen))
+        .fix("stop what listens there, or choose another address with --listen")
+}
+
+fn log(settings: &Settings) {
+    let filter = tracing_subscriber::EnvFilter::new(format!("warn,hearth={}", settings.log_level));
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // Fails only when a subscriber is set already, as in tests that run in one process.
+    let _ = match settings.log_format.as_str() {
+        "json" => builder.json().try_init(),
+        _ => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+    };
+}
+
+/// What a person at a terminal wants to know. The key is shown once, when it was made, and only to a terminal.
+fn greet(
+    settings: &Settings,
+    names: &str,
+    notices: &[String],
+    key: Option<&str>,
+    address: std::net::SocketAddr,
+) {
+    eprintln!("hearth {} serves {names} at http://{address}", env!("CARGO_PKG_VERSION"));
+    for notice in notices {
+        eprintln!("  {notice}");
+    }
+    let place = settings.state_dir.join("key");
+    match key {
+        Some(key) if std::io::stderr().is_terminal() => {
+            eprintln!("  key {key}");
+            eprintln!("  shown once; it is kept in {}", place.display());
+        }
+        _ if settings.key.is_some() => eprintln!("  key: the configured one"),
+        _ => eprintln!("  key: in {}", place.display()),
+    }
+}
+
+/// Resolves on SIGTERM or SIGINT. A second one ends the process at once.
+fn stopped() -> Result<impl Future<Output = ()>, CliError> {
+    let on = |kind| {
+        signal(kind).map_err(|e| CliError::new(Exit::Failed, format!("signals cannot be caught: {e}")))
+    };
+    let (mut terminate, mut interrupt) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tokio::spawn(async move {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            std::process::exit(Exit::Interrupted as i32);
+        });
+    })
+}
