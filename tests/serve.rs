@@ -11,7 +11,12 @@ const KEY: &str = "a-key-for-this-test-0123";
 
 fn hearth(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
-    command.args(arguments).env_clear().env("HEARTH_KEY", KEY).stdin(Stdio::null());
+    command
+        .args(arguments)
+        .env_clear()
+        .env("HEARTH_KEY", KEY)
+        .env("HEARTH__SERVER__METRICS", "")
+        .stdin(Stdio::null());
     command
 }
 
@@ -42,7 +47,7 @@ impl Running {
         while running.address.is_empty() {
             let mut line = String::new();
             assert!(running.stderr.read_line(&mut line).unwrap() > 0, "it ended: {told}");
-            if let Some((_, address)) = line.trim().split_once("http://") {
+            if let Some((_, address)) = line.trim().split_once(" at http://") {
                 running.address = address.to_owned();
             }
             told += &line;
@@ -148,7 +153,9 @@ fn the_key_is_made_at_the_first_start_and_never_logged() {
     let state = dir.path().join("state").display().to_string();
     let start = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
-        command.args(["serve", "--listen", "127.0.0.1:0", "--state-dir", &state]).env_clear();
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--metrics", "", "--state-dir", &state])
+            .env_clear();
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();

@@ -11,7 +11,7 @@ use super::load::{self, ModelFlags};
 use super::{CliError, Common, Exit};
 use crate::config::{Settings, state};
 use crate::served::Models;
-use crate::server::{ApiKey, Health, Limits, Server, Shared};
+use crate::server::{ApiKey, Health, Limits, Metrics, Server, Shared, metrics};
 
 #[derive(Args)]
 pub struct Serve {
@@ -20,6 +20,9 @@ pub struct Serve {
     /// Address of the API [default: 127.0.0.1:5052]
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
+    /// Address of the metrics; empty: none [default: 127.0.0.1:8082]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<String>,
     /// Where the key is kept
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -33,6 +36,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
     let directory = verb.state_dir.map(|d| d.display().to_string());
     for (flag, name, value) in [
         ("--listen", "server.listen", verb.listen),
+        ("--metrics", "server.metrics", verb.metrics),
         ("--state-dir", "server.state_dir", directory),
         ("--drain", "server.drain", verb.drain),
     ] {
@@ -50,13 +54,15 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
     let runtime = super::runtime()?;
     runtime.block_on(async {
         // A port in use is told before minutes of reading, not after.
-        let probe = tokio::net::TcpListener::bind(settings.listen).await.map_err(|e| port(&settings, &e))?;
+        let probe =
+            tokio::net::TcpListener::bind(settings.listen).await.map_err(|e| port(settings.listen, &e))?;
         drop(probe);
         let models = load::all(&settings)?;
         let shared = Shared {
             models: Models::new(models),
             key: Arc::new(ApiKey::new(key.expose().to_owned())),
             health: Arc::new(Health::default()),
+            metrics: Metrics::default(),
         };
         let limits = Limits {
             connections: settings.connections,
@@ -66,8 +72,15 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         };
         let names = shared.models.names().join(", ");
         let notices: Vec<String> = shared.models.iter().filter_map(|m| m.notice.clone()).collect();
-        let server = Server::bind(settings.listen, limits, shared).await.map_err(|e| port(&settings, &e))?;
-        let address = server.address().map_err(|e| port(&settings, &e))?;
+        if let Some(address) = settings.metrics {
+            let (models, health) = (shared.models.clone(), shared.health.clone());
+            let bound = metrics::serve(address, &shared.metrics, models, health).await;
+            let bound = bound.map_err(|e| port(address, &e))?;
+            eprintln!("metrics: http://{bound}/metrics");
+        }
+        let failed = |e: std::io::Error| port(settings.listen, &e);
+        let server = Server::bind(settings.listen, limits, shared).await.map_err(failed)?;
+        let address = server.address().map_err(failed)?;
         greet(&settings, &names, &notices, made.then(|| key.expose()), address);
         server.serve(stopped()?).await;
         tracing::info!("stopped");
@@ -75,9 +88,9 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
     })
 }
 
-fn port(settings: &Settings, error: &std::io::Error) -> CliError {
-    CliError::new(Exit::Port, format!("cannot listen on {}: {error}", settings.listen))
-        .fix("stop what listens there, or choose another address with --listen")
+fn port(address: std::net::SocketAddr, error: &std::io::Error) -> CliError {
+    CliError::new(Exit::Port, format!("cannot listen on {address}: {error}"))
+        .fix("stop what listens there, or choose another address: --listen, --metrics")
 }
 
 fn log(settings: &Settings) {

@@ -5,6 +5,8 @@
 pub enum Kind {
     /// `address:port`.
     Address,
+    /// `address:port`, or nothing.
+    OptionalAddress,
     /// A whole number within a range.
     Number(u64, u64),
     Choice(&'static [&'static str]),
@@ -37,6 +39,7 @@ const MILLION: u64 = 1_000_000;
 
 pub const KEYS: &[Key] = &[
     key("server.listen", Kind::Address, "127.0.0.1:5052", "address of the API"),
+    key("server.metrics", Kind::OptionalAddress, "127.0.0.1:8082", "address of the metrics; empty: none"),
     key("server.connections", Kind::Number(1, MILLION), "4096", "connections at the same time"),
     key("server.header_timeout", Kind::Number(1, DAY), "10", "seconds until a request's headers are there"),
     key("server.body_timeout", Kind::Number(1, DAY), "30", "seconds between two pieces of a request's body"),
@@ -82,7 +85,8 @@ impl Key {
     /// Whether a value fits; the error says what would.
     pub fn check(&self, value: &str) -> Result<(), String> {
         match self.kind {
-            Kind::Address if value.parse::<std::net::SocketAddr>().is_err() => {
+            Kind::OptionalAddress if value.is_empty() => Ok(()),
+            Kind::Address | Kind::OptionalAddress if value.parse::<std::net::SocketAddr>().is_err() => {
                 Err("an address with a port, like 127.0.0.1:5052".to_owned())
             }
             Kind::Number(low, high) if !value.parse::<u64>().is_ok_and(|n| (low..=high).contains(&n)) => {

@@ -33,6 +33,8 @@ impl ConfigError {
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub listen: SocketAddr,
+    /// `None`: no metrics.
+    pub metrics: Option<SocketAddr>,
     pub connections: usize,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
@@ -57,6 +59,10 @@ impl Settings {
         let seconds = |name| layers.number(name).map(Duration::from_secs);
         Ok(Self {
             listen: layers.parse("server.listen")?,
+            metrics: match layers.text("server.metrics") {
+                "" => None,
+                _ => Some(layers.parse("server.metrics")?),
+            },
             connections: layers.number("server.connections")? as usize,
             header_timeout: seconds("server.header_timeout")?,
             body_timeout: seconds("server.body_timeout")?,

@@ -7,6 +7,7 @@ pub mod accept;
 pub mod body;
 pub mod guard;
 pub mod health;
+pub mod metrics;
 pub mod routes;
 pub mod track;
 
@@ -19,6 +20,7 @@ use tokio::net::TcpListener;
 use crate::served::Models;
 pub use guard::ApiKey;
 pub use health::Health;
+pub use metrics::Metrics;
 pub use track::RequestId;
 
 /// Limits of the listener.
@@ -47,6 +49,7 @@ pub struct Shared {
     pub models: Models,
     pub key: Arc<ApiKey>,
     pub health: Arc<Health>,
+    pub metrics: Metrics,
 }
 
 impl axum::extract::FromRef<Shared> for Models {

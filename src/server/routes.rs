@@ -59,7 +59,7 @@ pub fn router(shared: Shared, limits: Limits) -> Router {
         .fallback(elsewhere)
         .layer(from_fn_with_state(limits, track::body_limit))
         .layer(from_fn(track::panics))
-        .layer(from_fn_with_state(shared.health.clone(), track::request))
+        .layer(from_fn_with_state(shared.clone(), track::request))
         .with_state(shared)
 }
 

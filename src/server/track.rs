@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 
 use super::body::{Timed, With};
-use super::{Health, Limits};
+use super::{Limits, Shared};
 use crate::openai::BODY_LIMIT;
 use crate::openai::error::ApiError;
 
@@ -42,7 +42,7 @@ fn sane(id: &str) -> bool {
 
 /// A request from its first byte to the last byte of its answer.
 struct Flight {
-    health: Arc<Health>,
+    shared: Shared,
     id: RequestId,
     method: Method,
     /// The row of the table, never the path: paths can hold anything.
@@ -53,23 +53,25 @@ struct Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.health.end();
+        let time = self.begin.elapsed();
+        self.shared.health.end();
+        self.shared.metrics.request(&self.route, self.status, time);
         tracing::info!(
             id = %self.id.0,
             method = %self.method,
             route = %self.route,
             status = self.status.as_u16(),
-            ms = self.begin.elapsed().as_millis() as u64,
+            ms = time.as_millis() as u64,
             "request"
         );
     }
 }
 
-pub async fn request(State(health): State<Arc<Health>>, mut request: Request, next: Next) -> Response {
+pub async fn request(State(shared): State<Shared>, mut request: Request, next: Next) -> Response {
     let id = RequestId::of(&request);
-    health.begin();
+    shared.health.begin();
     let mut flight = Flight {
-        health: health.clone(),
+        shared: shared.clone(),
         id: id.clone(),
         method: request.method().clone(),
         route: request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned(),
@@ -83,7 +85,7 @@ pub async fn request(State(health): State<Arc<Health>>, mut request: Request, ne
     if let Ok(value) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert(HEADER, value);
     }
-    if health.draining() {
+    if shared.health.draining() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.map(|body| With::body(body, flight))

@@ -167,3 +167,30 @@ fn a_step_that_fails_ends_its_answer_with_an_error_and_nothing_else() {
     assert_eq!(site.complete(json!({"max_tokens": 100})).json()["choices"][0]["text"], ANSWER);
     site.quiet();
 }
+
+#[test]
+fn the_figures_count_requests_and_tokens() {
+    let site = Site::start();
+    site.complete(json!({"max_tokens": 5}));
+    site.complete(json!({"n": 0}));
+    site.quiet();
+    let figures = || Line::open(site.metrics, &request("GET", "/metrics", &[], "")).reply();
+    let mut reply = figures();
+    // A request is counted when its answer is out, which the client may know before the server does.
+    while !reply.body.contains("status=\"400\"") || !reply.body.contains("status=\"200\"") {
+        reply = figures();
+    }
+    for line in [
+        "hearth_requests_total{route=\"/v1/completions\",status=\"200\"} 1",
+        "hearth_requests_total{route=\"/v1/completions\",status=\"400\"} 1",
+        "hearth_request_seconds_count{route=\"/v1/completions\"} 2",
+        "hearth_answer_tokens_total{model=\"ember\"} 5",
+        "hearth_answer_tokens_total{model=\"plain\"} 0",
+        "hearth_blocks{model=\"ember\"} 512",
+        "# EOF",
+    ] {
+        assert!(reply.body.lines().any(|l| l == line), "no {line} in\n{}", reply.body);
+    }
+    let elsewhere = Line::open(site.metrics, &request("GET", "/v1/models", &[], "")).reply();
+    assert_eq!(elsewhere.status, 404);
+}

@@ -13,7 +13,7 @@ use hearth::engine::executor::Capacity;
 use hearth::engine::handle::{Config, Engine, Handle};
 use hearth::engine::scripted::{Controls, Scripted};
 use hearth::served::{Models, Served};
-use hearth::server::{ApiKey, Health, Limits, Server, Shared};
+use hearth::server::{ApiKey, Health, Limits, Metrics, Server, Shared, metrics};
 use hearth::text::{Text, TextFiles};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -28,6 +28,7 @@ pub struct Site {
     pub address: SocketAddr,
     pub controls: Controls,
     pub engine: Handle,
+    pub metrics: SocketAddr,
     pub text: Arc<Text>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -79,6 +80,7 @@ impl Site {
             models: Models::new(vec![ember, plain]),
             key: Arc::new(ApiKey::new(KEY.into())),
             health: Arc::new(Health::default()),
+            metrics: Metrics::default(),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (bound, address) = std::sync::mpsc::channel();
@@ -86,9 +88,12 @@ impl Site {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
+                let (models, health) = (shared.models.clone(), shared.health.clone());
+                let figures = metrics::serve("127.0.0.1:0".parse().unwrap(), &shared.metrics, models, health);
+                let figures = figures.await.unwrap();
                 let server =
                     Server::bind("127.0.0.1:0".parse().unwrap(), options.limits, shared).await.unwrap();
-                bound.send(server.address().unwrap()).unwrap();
+                bound.send((server.address().unwrap(), figures)).unwrap();
                 server
                     .serve(async {
                         let _ = stopped.await;
@@ -96,8 +101,8 @@ impl Site {
                     .await;
             });
         });
-        let address = address.recv().unwrap();
-        Self { address, controls, engine, text, stop: Some(stop), thread: Some(thread) }
+        let (address, metrics) = address.recv().unwrap();
+        Self { address, metrics, controls, engine, text, stop: Some(stop), thread: Some(thread) }
     }
 
     /// As SIGTERM does.

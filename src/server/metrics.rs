@@ -1,0 +1,146 @@
+//! Figures for Prometheus, on a port of their own: `/metrics`, in the OpenMetrics text format, without a key. The port
+//! is on loopback unless the settings say otherwise; no figure names a user, a prompt or a path.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+
+use super::{Health, Limits, accept};
+use crate::engine::handle::Status;
+use crate::served::Models;
+
+type Labels = Vec<(&'static str, String)>;
+
+/// What is counted of requests.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    requests: Family<Labels, Counter>,
+    seconds: Family<Labels, Histogram, fn() -> Histogram>,
+}
+
+/// From a refusal to a long answer.
+fn seconds() -> Histogram {
+    Histogram::new([0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0])
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { requests: Family::default(), seconds: Family::new_with_constructor(seconds) }
+    }
+}
+
+impl Metrics {
+    /// An answer was sent to its end, or its client left. `route` is a row of the table.
+    pub fn request(&self, route: &str, status: StatusCode, time: Duration) {
+        let route = ("route", route.to_owned());
+        self.requests.get_or_create(&vec![route.clone(), ("status", status.as_u16().to_string())]).inc();
+        self.seconds.get_or_create(&vec![route]).observe(time.as_secs_f64());
+    }
+
+    fn registry(&self, models: Models, health: Arc<Health>) -> Registry {
+        let mut registry = Registry::with_prefix("hearth");
+        registry.register("requests", "Answers sent, by route and status", self.requests.clone());
+        let help = "From a request's headers to the end of its answer, in seconds";
+        registry.register("request_seconds", help, self.seconds.clone());
+        registry.register_collector(Box::new(Engines { models, health }));
+        registry
+    }
+}
+
+/// Reads the engines when it is asked, without disturbing them.
+struct Engines {
+    models: Models,
+    health: Arc<Health>,
+}
+
+impl fmt::Debug for Engines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Engines")
+    }
+}
+
+type Row = (&'static str, &'static str, fn(&Status) -> u64);
+
+const GAUGES: [Row; 5] = [
+    ("running", "Requests that have begun and not ended", |s| s.running.into()),
+    ("waiting", "Requests that have not begun", |s| s.waiting.into()),
+    ("queued_tokens", "Prompt tokens of the requests that have not begun", |s| s.queued_tokens),
+    ("blocks_used", "Blocks of keys and values that belong to a sequence", |s| s.blocks_used.into()),
+    ("blocks", "Blocks of keys and values in all", |s| s.blocks_total.into()),
+];
+
+const COUNTERS: [Row; 7] = [
+    ("prompt_tokens", "Prompt tokens of requests that began", |s| s.tokens_in),
+    ("answer_tokens", "Tokens sent", |s| s.tokens_out),
+    ("prefix_queries", "Prompt tokens looked up in the prefix cache", |s| s.prefix_queries),
+    ("prefix_hits", "Prompt tokens found in the prefix cache", |s| s.prefix_hits),
+    ("steps", "Steps of the engine", |s| s.steps),
+    ("failed_steps", "Steps that failed", |s| s.failed_steps),
+    ("preemptions", "Sequences that gave their blocks back and began again", |s| s.preemptions),
+];
+
+impl Collector for Engines {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let models: Vec<_> =
+            self.models.iter().map(|m| ([("model", m.name.clone())], m.engine.status())).collect();
+        for (name, help, of) in GAUGES {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (label, status) in &models {
+                ConstGauge::new(of(status)).encode(metric.encode_family(label)?)?;
+            }
+        }
+        for (name, help, of) in COUNTERS {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (label, status) in &models {
+                ConstCounter::new(of(status)).encode(metric.encode_family(label)?)?;
+            }
+        }
+        let help = "Requests whose answer is not sent yet";
+        let in_flight = encoder.encode_descriptor("in_flight", help, None, MetricType::Gauge)?;
+        ConstGauge::new(self.health.in_flight()).encode(in_flight)
+    }
+}
+
+/// Binds the port. The task ends with the runtime.
+pub async fn serve(
+    address: SocketAddr,
+    metrics: &Metrics,
+    models: Models,
+    health: Arc<Health>,
+) -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    let registry = Arc::new(metrics.registry(models, health));
+    let router = Router::new().route("/metrics", get(text)).with_state(registry);
+    let limits = Limits { connections: 64, ..Limits::default() };
+    tokio::spawn(accept::run(listener, router, limits, std::future::pending()));
+    Ok(bound)
+}
+
+async fn text(State(registry): State<Arc<Registry>>) -> Response {
+    let mut text = String::new();
+    match encode(&mut text, &registry) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
