@@ -185,10 +185,7 @@ impl Sequence {
     pub fn push(&mut self, token: u32, sampling: &Sampling) {
         self.tokens.push(token);
         if penalised(sampling) {
-            match self.seen.binary_search_by_key(&token, |(token, _)| *token) {
-                Ok(at) => self.seen[at].1 += 1,
-                Err(at) => self.seen.insert(at, (token, 1)),
-            }
+            count(&mut self.seen, token);
         }
     }
 }
@@ -197,4 +194,24 @@ fn penalised(sampling: &Sampling) -> bool {
     sampling.repetition_penalty != 1.0
         || sampling.presence_penalty != 0.0
         || sampling.frequency_penalty != 0.0
+}
+
+/// One more of `token` in an ascending list of tokens and their counts.
+fn count(seen: &mut Vec<(u32, u32)>, token: u32) {
+    match seen.binary_search_by_key(&token, |(token, _)| *token) {
+        Ok(at) => seen[at].1 += 1,
+        Err(at) => seen.insert(at, (token, 1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::count;
+
+    #[test]
+    fn drawn_tokens_are_counted_whether_or_not_the_prompt_has_them() {
+        let mut seen = vec![(3, 0), (9, 0)];
+        [9, 5, 9, 1, 5, 9].into_iter().for_each(|token| count(&mut seen, token));
+        assert_eq!(seen, [(1, 1), (3, 0), (5, 2), (9, 3)]);
+    }
 }
