@@ -100,14 +100,14 @@ fn ember_is_served_completes_fills_gaps_and_drains() {
     let (status, list) = server.ask("GET", "/v1/models", "");
     assert_eq!(status, 200);
     let list: Value = serde_json::from_str(&list).unwrap();
-    assert_eq!(list["data"][0]["id"], "ember");
+    assert_eq!(list["data"][0]["id"], "ember-demo");
     assert!(list["data"][0]["notice"].as_str().unwrap().contains("not useful for work"));
-    let greedy = json!({"model": "ember", "prompt": "def main(", "max_tokens": 24, "temperature": 0});
+    let greedy = json!({"model": "ember-demo", "prompt": "def main(", "max_tokens": 24, "temperature": 0});
     let first = server.complete(greedy.clone());
     assert!(!first["choices"][0]["text"].as_str().unwrap().is_empty());
     let again = server.complete(greedy.clone());
     assert_eq!(first["choices"], again["choices"], "the same request, the same bytes");
-    let gap = json!({"model": "ember", "prompt": "def add(a, b):\n    return ", "suffix": "\n\nprint(add(1, 2))\n",
+    let gap = json!({"model": "ember-demo", "prompt": "def add(a, b):\n    return ", "suffix": "\n\nprint(add(1, 2))\n",
                      "max_tokens": 16, "temperature": 0});
     assert!(server.complete(gap)["usage"]["completion_tokens"].as_u64().unwrap() >= 1);
     let mut stream = greedy;
@@ -120,7 +120,8 @@ fn ember_is_served_completes_fills_gaps_and_drains() {
         .collect();
     assert_eq!(text, first["choices"][0]["text"].as_str().unwrap());
     assert!(events.contains("data: [DONE]"));
-    let chat = json!({"model": "ember", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4});
+    let chat =
+        json!({"model": "ember-demo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4});
     assert_eq!(server.ask("POST", "/v1/chat/completions", &chat.to_string()).0, 200);
     let (code, said) = server.signal("-TERM");
     assert_eq!(code, Some(0), "{said}");
@@ -134,8 +135,8 @@ fn ember_is_served_completes_fills_gaps_and_drains() {
 #[test]
 fn two_models_are_served_beside_each_other() {
     let other = format!("small={}", root().join("models/ember").display());
-    let server = Running::start(&["--model", "ember", "--model", &other, "--context", "512"]);
-    for name in ["ember", "small"] {
+    let server = Running::start(&["--model", "ember-demo", "--model", &other, "--context", "512"]);
+    for name in ["ember-demo", "small"] {
         let answer =
             server.complete(json!({"model": name, "prompt": "import ", "max_tokens": 4, "temperature": 0}));
         assert_eq!(answer["model"], name);
@@ -215,7 +216,7 @@ fn inspect_says_what_a_checkpoint_is() {
     let report: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(report["spec"]["experts"]["top_k"], 2);
     assert!(report["text_error"].as_str().unwrap().contains("tokenizer.json"));
-    assert!(run(&["models", "list"]).1.starts_with("ember\tbuilt in"));
+    assert!(run(&["models", "list"]).1.starts_with("ember-demo\tbuilt in"));
 }
 
 #[test]
@@ -232,7 +233,11 @@ fn failures_say_what_where_and_what_to_do() {
         (vec!["serve", "--model", &golden], 4, "tokenizer.json"),
         (vec!["serve", "--listen", &address], 7, "cannot listen on"),
         (vec!["serve", "--listen", "here"], 3, "an address with a port"),
-        (vec!["serve", "--model", "ember", "--model", "ember"], 2, "two models are named ember"),
+        (
+            vec!["serve", "--model", "ember-demo", "--model", "ember-demo"],
+            2,
+            "two models are named ember-demo",
+        ),
         (vec!["serve", "--kv", "9000TiB"], 6, "not enough memory"),
         (vec!["serve", "--context", "5000"], 3, "the checkpoint's own is 2048"),
         (vec!["serve", "--threads", "1000"], 3, "1000 threads"),

@@ -5,7 +5,7 @@
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 
-pub const NAME: &str = "ember";
+pub const NAME: &str = "ember-demo";
 pub const CONFIG: &[u8] = include_bytes!("../ember/config.json");
 pub const GENERATION_CONFIG: &[u8] = include_bytes!("../ember/generation_config.json");
 pub const TOKENIZER: &[u8] = include_bytes!("../ember/tokenizer.json");
