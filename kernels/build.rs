@@ -45,7 +45,7 @@ fn compile_kernels(out: &Path) {
     for source in sources {
         let name = source.file_stem().expect("bug: a .cu file has a name").to_string_lossy().into_owned();
         let mut command = Command::new(&nvcc);
-        command.args(["-fatbin", "-O3", "-std=c++17", "--resource-usage", "-lineinfo"]);
+        command.args(["-fatbin", "-O3", "-std=c++17", "--resource-usage"]);
         for target in TARGETS {
             command.args(["-gencode", target]);
         }

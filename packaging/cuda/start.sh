@@ -29,7 +29,10 @@ else
   expect "no library" 'libcuda is not installed'
 fi
 # 100 is CUDA_ERROR_NO_DEVICE.
-library libcuda.so.1 'int cuInit(unsigned flags) { return flags ? 1 : 100; }'
+library libcuda.so.1 '
+  int cuInit(unsigned flags) { return flags ? 1 : 100; }
+  int cuGetErrorName(int error, const char **text) { *text = "CUDA_ERROR_NO_DEVICE"; return error != 100; }
+  int cuGetErrorString(int error, const char **text) { *text = "no device is detected"; return error != 100; }'
 if ! ldconfig -p | grep -q 'libcublas\.so'; then expect "a driver without the toolkit" 'libcublas is not installed'; fi
 library libcublas.so.13 'int nothing;'
 library libcurand.so.10 'int nothing;'

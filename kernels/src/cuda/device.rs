@@ -3,6 +3,7 @@
 //! The binary opens the CUDA libraries when it first calls them, and ends with a panic when one is missing. So they are
 //! looked for here first, and whatever is not there becomes an error that the caller can print or answer with the CPU.
 
+use std::any::Any;
 use std::ffi::CString;
 use std::panic::catch_unwind;
 
@@ -55,21 +56,33 @@ pub fn open(ordinal: usize) -> Result<Device, Absent> {
     if let Some(absent) = missing_library() {
         return Err(absent);
     }
-    let opened =
-        catch_unwind(|| Device::new_cuda_with_stream(ordinal)).map_err(|panic| Absent::Libraries {
-            reason: panic
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                .unwrap_or_else(|| "a CUDA library panicked".to_owned()),
-        })?;
-    let device = opened.map_err(|error| Absent::Device { ordinal, reason: error.to_string() })?;
+    // The text of an error is the driver's too, so it is asked for in here.
+    let opened = catch_unwind(|| Device::new_cuda_with_stream(ordinal).map_err(|error| error.to_string()));
+    let device = match opened {
+        Ok(Ok(device)) => device,
+        // Further lines are a backtrace.
+        Ok(Err(text)) => {
+            return Err(Absent::Device {
+                ordinal,
+                reason: text.lines().next().unwrap_or("no reason given").to_owned(),
+            });
+        }
+        Err(panic) => return Err(Absent::Libraries { reason: text_of(&*panic) }),
+    };
     if let Device::Cuda(cuda) = &device {
         // SAFETY: one stream and one thread use the device, so no allocation is seen by two streams. The events would
         // cost two creations an allocation, and a wait on one from outside a capture breaks the capture.
         unsafe { cuda.disable_event_tracking() };
     }
     Ok(device)
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_else(|| "a CUDA library panicked".to_owned())
 }
 
 /// What a device says of itself.
