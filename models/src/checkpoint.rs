@@ -54,6 +54,8 @@ pub struct Slice<'a> {
 pub enum CheckpointError {
     #[error("{path}: {error}")]
     Read { path: PathBuf, error: std::io::Error },
+    #[error("{path} is missing; give the directory of a checkpoint in the hub's layout")]
+    NoConfig { path: PathBuf },
     #[error("{path}: {error}")]
     Json { path: PathBuf, error: serde_json::Error },
     #[error("{path}: {bytes} bytes; the limit for such a file is {limit}")]
@@ -69,8 +71,8 @@ pub enum CheckpointError {
     Index { path: PathBuf, reason: String },
     #[error("{origin}: {error}")]
     Spec { origin: PathBuf, error: SpecError },
-    #[error("{origin}: {}", list("missing tensors", .missing))]
-    Missing { origin: PathBuf, missing: Vec<String> },
+    #[error("{origin}: {}{}; copy the checkpoint again", list("missing tensors", .missing), also(.unexpected))]
+    Missing { origin: PathBuf, missing: Vec<String>, unexpected: Vec<String> },
     #[error("{origin}: {}; config.json does not describe this file", list("unexpected tensors", .unexpected))]
     Unexpected { origin: PathBuf, unexpected: Vec<String> },
     #[error("{origin}: tensor `{name}` has shape {found:?}; config.json asks for {wanted:?}")]
@@ -88,6 +90,15 @@ fn list(what: &str, names: &[String]) -> String {
     format!("{} {what}: {shown}{more}", names.len())
 }
 
+/// What is there in the place of what is missing, if anything is.
+fn also(unexpected: &[String]) -> String {
+    if unexpected.is_empty() {
+        String::new()
+    } else {
+        format!("; {}", list("unexpected tensors", unexpected))
+    }
+}
+
 /// A name out of a file as it goes into a message.
 fn brief(name: &str) -> String {
     let short: String = name.chars().take(100).collect();
@@ -98,7 +109,7 @@ impl Checkpoint {
     /// Opens a directory with config.json and either model.safetensors or shards with their index.
     pub fn open(dir: &Path) -> Result<Checkpoint, CheckpointError> {
         let config = files::json(&dir.join("config.json"))?
-            .ok_or_else(|| files::not_found(&dir.join("config.json")))?;
+            .ok_or_else(|| CheckpointError::NoConfig { path: dir.join("config.json") })?;
         let generation = files::json(&dir.join("generation_config.json"))?;
         let spec = read_spec(dir, &config, generation.as_ref())?;
         let mapped = files::weights(dir)?;
@@ -263,7 +274,9 @@ fn check(
     let missing: Vec<String> =
         layout.parts().filter(|p| !tensors.contains_key(&p.name)).map(|p| p.name.clone()).collect();
     if !missing.is_empty() {
-        return Err(CheckpointError::Missing { origin: origin(), missing });
+        let strange = |name: &&String| !parts.contains_key(name.as_str()) && !layout::harmless(spec, name);
+        let unexpected = tensors.keys().filter(strange).cloned().collect();
+        return Err(CheckpointError::Missing { origin: origin(), missing, unexpected });
     }
     let mut ignored = Vec::new();
     let mut unexpected = Vec::new();

@@ -44,7 +44,10 @@ fn edit(dir: &Path, change: impl FnOnce(&mut Value)) {
 
 /// Splits a safetensors file into its header and its data.
 fn parts(dir: &Path) -> (String, Vec<u8>) {
-    let bytes = fs::read(dir.join("model.safetensors")).unwrap();
+    parts_of(&fs::read(dir.join("model.safetensors")).unwrap())
+}
+
+fn parts_of(bytes: &[u8]) -> (String, Vec<u8>) {
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     (String::from_utf8(bytes[8..8 + length].to_vec()).unwrap(), bytes[8 + length..].to_vec())
 }
@@ -124,7 +127,7 @@ fn a_directory_without_safetensors_says_what_it_has_instead() {
     fs::write(dir.path().join("consolidated.safetensors"), b"").unwrap();
     refused(dir.path(), &["consolidated.safetensors", "sharded"]);
     fs::remove_file(dir.path().join("config.json")).unwrap();
-    refused(dir.path(), &["config.json"]);
+    refused(dir.path(), &["config.json is missing", "give the directory of a checkpoint"]);
     refused(&dir.path().join("nowhere"), &["nowhere"]);
 }
 
@@ -137,8 +140,24 @@ fn a_truncated_file_is_refused_wherever_it_was_cut() {
         fs::write(&path, &whole[..length]).unwrap();
         refused(dir.path(), &["model.safetensors", "damaged"]);
     }
+    let (_, data) = parts_of(&whole);
+    refused(dir.path(), &[&format!("{} bytes of tensors and {} follow", data.len(), data.len() - 1)]);
     fs::write(&path, [&whole[..], b"x"].concat()).unwrap();
     refused(dir.path(), &["model.safetensors", "damaged"]);
+}
+
+#[test]
+fn a_tensor_under_a_wrong_name_is_shown_with_the_one_that_is_missing() {
+    let dir = copy("mistral-v0.3");
+    let (header, data) = parts(dir.path());
+    join(dir.path(), &header.replacen("model.norm.weight", "model.nurm.weight", 1), &data);
+    refused(
+        dir.path(),
+        &[
+            "1 missing tensors: model.norm.weight; 1 unexpected tensors: model.nurm.weight",
+            "copy the checkpoint",
+        ],
+    );
 }
 
 #[test]

@@ -60,10 +60,6 @@ pub(super) struct Weights {
     pub index: Option<Index>,
 }
 
-pub(super) fn not_found(path: &Path) -> CheckpointError {
-    CheckpointError::Read { path: path.into(), error: io::ErrorKind::NotFound.into() }
-}
-
 /// Reads a file of at most `limit` bytes; `None` if there is none.
 fn bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, CheckpointError> {
     let fail = |error| CheckpointError::Read { path: path.into(), error };

@@ -6,8 +6,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use safetensors::SafeTensors;
+use safetensors::{SafeTensorError, SafeTensors};
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde_json::Value;
 
 use super::{Entry, brief, files::Bytes};
 
@@ -37,8 +38,14 @@ pub(super) fn read(file: &Bytes) -> Result<Vec<(String, Entry)>, String> {
         .deserialize_map(Names)
         .and_then(|()| reader.end())
         .map_err(|error| format!("the header: {error}"))?;
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| format!("the header: {error}"))?;
     let data = PREFIX + length;
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| match error {
+        SafeTensorError::MetadataIncompleteBuffer => {
+            let (told, found) = (told(text), bytes.len() - data);
+            format!("the header tells of {told} bytes of tensors and {found} follow it")
+        }
+        error => format!("the header: {error}"),
+    })?;
     let mut tensors = Vec::new();
     for (name, info) in metadata.tensors() {
         // Checked by the crate; checked again because slices are cut by these numbers.
@@ -53,6 +60,13 @@ pub(super) fn read(file: &Bytes) -> Result<Vec<(String, Entry)>, String> {
         }
     }
     Ok(tensors)
+}
+
+/// Where the last tensor ends, by the header.
+fn told(text: &[u8]) -> u64 {
+    let header: Value = serde_json::from_slice(text).unwrap_or_default();
+    let ends = header.as_object().into_iter().flatten().filter_map(|(_, t)| t["data_offsets"][1].as_u64());
+    ends.max().unwrap_or_default()
 }
 
 /// Looks at the names of the header only: none twice, not too many.
