@@ -232,6 +232,11 @@ fn failures_say_what_where_and_what_to_do() {
         (vec!["serve", "--model", &bare], 4, "config.json"),
         (vec!["serve", "--model", &golden], 4, "tokenizer.json"),
         (vec!["serve", "--listen", &address], 7, "cannot listen on"),
+        (
+            vec!["serve", "--listen", "127.0.0.1:0", "--metrics", &address, "--model", &bare],
+            7,
+            "cannot listen on",
+        ),
         (vec!["serve", "--listen", "here"], 3, "an address with a port"),
         (
             vec!["serve", "--model", "ember-demo", "--model", "ember-demo"],
@@ -244,6 +249,12 @@ fn failures_say_what_where_and_what_to_do() {
         (vec!["serve", "--quantize", "q2"], 2, "q2"),
         (vec!["serve", "--device", "tpu"], 3, "one of cpu"),
         (vec!["complete", "--temperature", "9", "x"], 2, "from 0 to 2"),
+        (vec!["complete", "--temperature", "nan", "--model", &bare, "x"], 2, "from 0 to 2"),
+        (vec!["complete", "--max-tokens", "0", "x"], 2, "at least 1"),
+        (vec!["complete", "--stop", "", "x"], 2, "--stop is empty"),
+        (vec!["chat", "--max-tokens", "0"], 2, "at least 1"),
+        (vec!["complete", "--max-tokens", "100000", "x"], 2, "lower --max-tokens"),
+        (vec!["complete", ""], 2, "give some text"),
         (vec!["complete"], 2, "TEXT"),
         (vec!["models", "inspect", "/nowhere"], 4, "/nowhere"),
     ] {

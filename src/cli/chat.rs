@@ -21,6 +21,7 @@ pub struct Chat {
 }
 
 pub fn run(verb: Chat, common: &Common) -> Result<(), CliError> {
+    verb.answer.check()?;
     let runtime = super::runtime()?;
     let model = load::single(&verb.model, common)?;
     if model.text.chat.is_none() {

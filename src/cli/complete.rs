@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::load::{self, ModelFlags};
 use super::{CliError, Common, Exit, terminal};
-use crate::engine::request::{Request, Sampling};
+use crate::engine::request::{Refused, Request, Sampling};
 use crate::served::Served;
 use crate::text::generation::{Generation, Shape};
 
@@ -42,27 +42,51 @@ pub struct AnswerFlags {
 }
 
 impl AnswerFlags {
+    /// Before a model is read for them.
+    pub fn check(&self) -> Result<(), CliError> {
+        let wrong = |what: String, fix: &str| Err(CliError::new(Exit::Usage, what).fix(fix));
+        if !(0.0..=2.0).contains(&self.temperature) {
+            return wrong(format!("--temperature is {}", self.temperature), "it must be from 0 to 2");
+        }
+        if self.max_tokens == 0 {
+            return wrong("--max-tokens is 0".to_owned(), "it must be at least 1");
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return wrong("--stop is empty".to_owned(), "leave it out");
+        }
+        Ok(())
+    }
+
     /// Submits a prompt; `more` are tokens that end the answer besides the model's own.
     pub fn ask(&self, model: &Served, prompt: Vec<u32>, more: &[u32]) -> Result<Generation, CliError> {
-        if !(0.0..=2.0).contains(&self.temperature) {
-            let what = format!("--temperature is {}", self.temperature);
-            return Err(CliError::new(Exit::Usage, what).fix("it must be from 0 to 2"));
-        }
-        let stops = self.stop.iter().filter(|s| !s.is_empty()).cloned().collect();
+        let stops = self.stop.clone().into();
         let stop_tokens = model.text.ends.iter().chain(more).copied().collect();
         let shape = Shape { stops, stop_tokens, skip_special: true, ..Shape::default() };
         let request = Request {
             sampling: Sampling { temperature: self.temperature, seed: self.seed, ..Sampling::default() },
-            max_tokens: self.max_tokens.max(1),
+            max_tokens: self.max_tokens,
             stop_tokens: shape.stop_tokens.clone(),
             ..Request::new(prompt.as_slice())
         };
-        let tokens = model.engine.submit(request).map_err(|e| CliError::new(Exit::Failed, e.to_string()))?;
+        let tokens = model.engine.submit(request).map_err(refused)?;
         Ok(Generation::new(model.text.clone(), tokens, &prompt, 1, shape))
     }
 }
 
+fn refused(refused: Refused) -> CliError {
+    let what = refused.to_string();
+    match refused {
+        Refused::TooLong { .. } | Refused::TooBig { .. } => {
+            CliError::new(Exit::Usage, what).fix("give less text or lower --max-tokens")
+        }
+        Refused::Empty => CliError::new(Exit::Usage, what).fix("give some text"),
+        Refused::UnknownToken { .. } => CliError::new(Exit::Failed, what),
+        Refused::Full { .. } | Refused::Stopping => CliError::new(Exit::Busy, what),
+    }
+}
+
 pub fn run(verb: Complete, common: &Common) -> Result<(), CliError> {
+    verb.answer.check()?;
     let mut text = verb.text;
     if text == "-" {
         text.clear();

@@ -54,9 +54,9 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
     let runtime = super::runtime()?;
     runtime.block_on(async {
         // A port in use is told before minutes of reading, not after.
-        let probe =
-            tokio::net::TcpListener::bind(settings.listen).await.map_err(|e| port(settings.listen, &e))?;
-        drop(probe);
+        for address in [Some(settings.listen), settings.metrics].into_iter().flatten() {
+            drop(tokio::net::TcpListener::bind(address).await.map_err(|e| port(address, &e))?);
+        }
         let models = load::all(&settings)?;
         let shared = Shared {
             models: Models::new(models),
