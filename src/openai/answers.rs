@@ -64,11 +64,14 @@ impl Answers {
     ) -> Result<Self, ApiError> {
         let mut streams = SelectAll::new();
         let mut usage = Usage::default();
+        let several = prompts.len() > 1;
         for (i, prompt) in prompts.into_iter().enumerate() {
             let mut request = asked.request(id, prompt.tokens.clone(), shape, prompt.max_tokens);
             request.prompt_logprobs = prompt.logprobs;
-            let tokens =
-                model.engine.submit(request).map_err(|e| ApiError::refused(e, name, "max_tokens"))?;
+            let tokens = model.engine.submit(request).map_err(|e| match several {
+                true => ApiError::refused(e, &format!("{name}[{i}]"), "max_tokens"),
+                false => ApiError::refused(e, name, "max_tokens"),
+            })?;
             usage.prompt += prompt.tokens.len() as u64;
             let text = model.text.clone();
             let generation = Generation::new(text, tokens, &prompt.tokens, asked.choices, shape.clone());

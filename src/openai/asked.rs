@@ -106,7 +106,9 @@ impl Asked {
         }
         let min_tokens = fields.integer("min_tokens", 0, i64::from(u32::MAX) - 1)?.unwrap_or(0) as u32;
         if limit.is_some_and(|limit| min_tokens > limit) {
-            let message = format!("`min_tokens` ({min_tokens}) must not exceed `{}`.", max_tokens[0]);
+            let limit = limit.unwrap_or_default();
+            let message =
+                format!("`min_tokens` ({min_tokens}) must not exceed `{}` ({limit}).", max_tokens[0]);
             return Err(ApiError::invalid("min_tokens", message));
         }
         let stream = fields.bool("stream")?.unwrap_or(false);

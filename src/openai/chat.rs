@@ -113,10 +113,14 @@ fn messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
 
 fn message(path: &str, value: Value) -> Result<Message, ApiError> {
     let mut fields = Fields::inside(path, value)?;
-    let role = fields.string("role")?.unwrap_or_default();
+    let (name, known) = (fields.name("role"), ROLES.join(", "));
+    let Some(role) = fields.string("role")? else {
+        return Err(ApiError::missing(&name, format!("`{name}` is missing; send one of {known}.")));
+    };
     if !ROLES.contains(&role.as_str()) {
-        let name = fields.name("role");
-        return Err(ApiError::invalid(&name, format!("`{name}` must be one of {}.", ROLES.join(", "))));
+        let shown: String = role.chars().take(40).collect();
+        let message = format!("`{name}` must be one of {known}; it is {shown:?}.");
+        return Err(ApiError::invalid(&name, message));
     }
     let name = fields.name("content");
     let content = match fields.take("content") {
@@ -150,9 +154,10 @@ fn part_text(path: &str, part: Value) -> Result<String, ApiError> {
     let kind = fields.string("type")?.unwrap_or_default();
     if kind != "text" {
         let name = fields.name("type");
+        let shown: String = kind.chars().take(40).collect();
         return Err(ApiError::unsupported(
             &name,
-            format!("`{name}` must be \"text\": messages are text here."),
+            format!("`{name}` must be \"text\", not {shown:?}: messages are text here."),
         ));
     }
     let name = fields.name("text");

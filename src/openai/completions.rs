@@ -70,8 +70,10 @@ pub async fn post(
     let shape = asked.shape(&model, ends);
     let mut texts = Vec::with_capacity(inputs.len());
     let mut prompts = Vec::with_capacity(inputs.len());
-    for input in inputs {
-        let (tokens, text) = tokens(&model, input, suffix.as_deref(), echo).await?;
+    let several = inputs.len() > 1;
+    for (i, input) in inputs.into_iter().enumerate() {
+        let name = if several { format!("prompt[{i}]") } else { "prompt".to_owned() };
+        let (tokens, text) = tokens(&model, &name, input, suffix.as_deref(), echo).await?;
         let prompt_logprobs = logprobs.filter(|_| echo);
         let tokens: Arc<[u32]> = tokens.into();
         texts.push((tokens.clone(), text));
@@ -150,11 +152,12 @@ pub(super) fn token_list(name: &str, list: &[Value]) -> Result<Vec<u32>, ApiErro
 /// A prompt's tokens, and its text if it is to be echoed.
 async fn tokens(
     model: &Served,
+    name: &str,
     input: Input,
     suffix: Option<&str>,
     echo: bool,
 ) -> Result<(Vec<u32>, String), ApiError> {
-    let failed = |e| ApiError::text(e, "prompt");
+    let failed = |e| ApiError::text(e, name);
     match (input, suffix) {
         (Input::Text(text), Some(suffix)) => {
             let filled = model.text.fill(text, suffix.to_owned()).await;

@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::engine::request::Refused;
+use crate::nearest::nearest;
 use crate::text::chat::ChatError;
 use crate::text::tokenizer::TokenizerError;
 
@@ -60,8 +61,9 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "body_timeout", message)
     }
 
-    pub fn media_type() -> Self {
-        let message = "The body must be JSON: send `Content-Type: application/json`.";
+    pub fn media_type(found: &str) -> Self {
+        let found: String = found.chars().take(60).collect();
+        let message = format!("The body must be JSON, not {found:?}: send `Content-Type: application/json`.");
         Self::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "invalid_request_error",
@@ -76,8 +78,13 @@ impl ApiError {
         Self { param: Some("model".to_owned()), ..error }
     }
 
-    pub fn no_such_path(method: &str, path: &str) -> Self {
-        let message = format!("There is no {method} {path} here.");
+    /// `known` are the paths that there are.
+    pub fn no_such_path(method: &str, path: &str, known: &[&str]) -> Self {
+        let instead = match nearest(path, known.iter().copied()) {
+            Some(known) => format!("did you mean {known}?"),
+            None => format!("the paths are {}.", known.join(", ")),
+        };
+        let message = format!("There is no {method} {path} here; {instead}");
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", "unknown_url", message)
     }
 
@@ -93,7 +100,8 @@ impl ApiError {
     }
 
     pub fn wrong_key() -> Self {
-        let message = "The API key is not valid here.";
+        let message = "The API key is not valid here: send the one in HEARTH_KEY, or in the file `key` of the server's \
+                       state directory, as `Authorization: Bearer KEY` or `x-api-key: KEY`.";
         Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", "invalid_api_key", message)
     }
 
@@ -132,17 +140,21 @@ impl ApiError {
                 Self { code: Some("context_length_exceeded"), ..Self::invalid(prompt, message) }
             }
             Refused::Stopping => Self::draining(),
-            Refused::Empty | Refused::UnknownToken { .. } => Self::invalid(prompt, message),
+            Refused::Empty => Self::invalid(prompt, format!("{message} Send some text in `{prompt}`.")),
+            Refused::UnknownToken { .. } => Self::invalid(prompt, message),
         }
     }
 
     /// A text that cannot become tokens, for the field that holds it.
     pub fn text(error: TokenizerError, param: &str) -> Self {
-        let code = match error {
-            TokenizerError::TooLong { .. } => "context_length_exceeded",
-            _ => "invalid_value",
-        };
-        Self { code: Some(code), ..Self::invalid(param, sentence(&error.to_string())) }
+        let message = sentence(&error.to_string());
+        match error {
+            TokenizerError::TooLong { .. } => {
+                let message = format!("{message} Shorten `{param}`.");
+                Self { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
+            }
+            _ => Self::invalid(param, message),
+        }
     }
 
     /// Messages that cannot become a prompt.

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use super::strict;
 use crate::nearest::nearest;
 
 /// The fields of one JSON object that were not read yet.
@@ -17,9 +18,7 @@ pub struct Fields {
 impl Fields {
     /// Of a request body.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let value: Value = serde_json::from_slice(body)
-            .map_err(|e| ApiError::body(format!("The body is not valid JSON: {e}.")))?;
-        match value {
+        match strict::parse(body)? {
             Value::Object(map) => Ok(Self { path: String::new(), map, known: Vec::new() }),
             other => Err(ApiError::body(format!("The body must be a JSON object, not {}.", article(&other)))),
         }
@@ -80,7 +79,9 @@ impl Fields {
         match self.take(field) {
             Some(value) if !neutral.contains(&value) => {
                 let name = self.name(field);
-                Err(ApiError::unsupported(&name, format!("`{name}` is not supported: {advice}")))
+                let shown = Some(value.to_string()).filter(|v| v.len() <= 60);
+                let value = shown.map_or(String::new(), |v| format!(" = {v}"));
+                Err(ApiError::unsupported(&name, format!("`{name}`{value} is not supported: {advice}")))
             }
             _ => Ok(()),
         }
@@ -119,11 +120,8 @@ pub fn integer(name: &str, value: &Value, low: i64, high: i64) -> Result<i64, Ap
     match whole {
         Some(number) if (low..=high).contains(&number) => Ok(number),
         _ if value.is_number() => {
-            let range = match high {
-                i64::MAX => format!("{low} or more"),
-                _ => format!("from {low} to {high}"),
-            };
-            Err(ApiError::invalid(name, format!("`{name}` must be a whole number, {range}; it is {value}.")))
+            let message = format!("`{name}` must be a whole number, from {low} to {high}; it is {value}.");
+            Err(ApiError::invalid(name, message))
         }
         _ => Err(wrong(name, "a whole number", value)),
     }

@@ -11,6 +11,7 @@ pub mod error;
 pub mod fields;
 pub mod models;
 pub mod sse;
+mod strict;
 pub mod tokenize;
 
 use std::error::Error;
@@ -35,8 +36,8 @@ pub struct BodyTimeout;
 /// The JSON object in a request's body.
 async fn body(request: Request) -> Result<Fields, ApiError> {
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-    if !content_type.is_none_or(is_json) {
-        return Err(ApiError::media_type());
+    if let Some(other) = content_type.filter(|kind| !is_json(kind)) {
+        return Err(ApiError::media_type(other));
     }
     Fields::parse(&read(request.into_body()).await?)
 }

@@ -81,11 +81,11 @@ pub async fn check(
 }
 
 /// What is not in the table: without a credential a request does not learn that.
-pub async fn elsewhere(State(key): State<Arc<ApiKey>>, request: Request) -> Response {
-    let refusal = match credential(&key, request.headers()) {
+pub fn elsewhere(key: &ApiKey, known: &[&str], request: &Request) -> Response {
+    let refusal = match credential(key, request.headers()) {
         Credential::Right => {
             let path: String = request.uri().path().chars().take(100).collect();
-            return ApiError::no_such_path(request.method().as_str(), &path).into_response();
+            return ApiError::no_such_path(request.method().as_str(), &path, known).into_response();
         }
         Credential::Wrong => "Invalid authorization header presented",
         Credential::None => "No authorization header presented",

@@ -1,6 +1,8 @@
 //! The table of routes. The router is built from it and from nothing else, and a row without an [`Access`] does not
 //! compile; tests walk the same table.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
@@ -54,7 +56,11 @@ pub fn router(shared: Shared, limits: Limits) -> Router {
         router = router.route(route.path, guarded);
     }
     let key = shared.key.clone();
-    let elsewhere = move |request: Request| guard::elsewhere(State(key.clone()), request);
+    let known: Arc<[&str]> = table().iter().map(|route| route.path).collect();
+    let elsewhere = move |request: Request| {
+        let (key, known) = (key.clone(), known.clone());
+        async move { guard::elsewhere(&key, &known, &request) }
+    };
     router
         .fallback(elsewhere)
         .layer(from_fn_with_state(limits, track::body_limit))

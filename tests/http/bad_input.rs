@@ -45,7 +45,13 @@ fn every_field_out_of_range_is_refused_by_name() {
         (json!({"n": 1e300}), "n", "whole number"),
         (json!({"max_tokens": -1}), "max_tokens", "whole number"),
         (json!({"max_tokens": 5_000_000_000u64}), "max_tokens", "whole number"),
-        (json!({"min_tokens": 9, "max_tokens": 8}), "min_tokens", "must not exceed"),
+        (json!({"min_tokens": 9, "max_tokens": 8}), "min_tokens", "`min_tokens` (9) must not exceed"),
+        (json!({"seed": u64::MAX}), "seed", "to 9223372036854775807; it is 18446744073709551615"),
+        (
+            json!({"response_format": {"type": "json_object"}}),
+            "response_format",
+            r#"= {"type":"json_object"} is not"#,
+        ),
         (json!({"seed": "x"}), "seed", "a whole number, not a string"),
         (json!({"stop": ""}), "stop", "empty"),
         (json!({"stop": ["a", 3]}), "stop", "a string or a list of strings"),
@@ -87,7 +93,7 @@ fn completions_refuse_what_is_theirs() {
         (json!({"prompt": ["x", true]}), "prompt[1]", "not a boolean"),
         (json!({"prompt": [1, "x"]}), "prompt[1]", "a whole number, not a string"),
         (json!({"prompt": [1, -1]}), "prompt[1]", "whole number"),
-        (json!({"prompt": [[1], [4096]]}), "prompt", "no token 4096"),
+        (json!({"prompt": [[1], [4096]]}), "prompt[1]", "no token 4096"),
         (json!({"prompt": ""}), "prompt", "The prompt is empty"),
         (json!({"prompt": vec!["x"; 64], "n": 3}), "n", "together at most 128"),
         (json!({"best_of": 5}), "best_of", "not supported"),
@@ -117,6 +123,8 @@ fn chat_refuses_what_is_its_own() {
         (message(json!("hi")), "messages[0]", "an object, not a string"),
         (message(json!({"content": "x"})), "messages[0].role", "system, developer, user"),
         (message(json!({"role": "root", "content": "x"})), "messages[0].role", "must be one of"),
+        (message(json!({"role": "root", "content": "x"})), "messages[0].role", "it is \"root\""),
+        (message(json!({"content": "x"})), "messages[0].role", "is missing; send one of"),
         (message(json!({"role": "user"})), "messages[0].content", "missing"),
         (message(json!({"role": "user", "content": 3})), "messages[0].content", "a list of text parts"),
         (
@@ -220,7 +228,9 @@ fn bodies_that_are_no_json_object() {
         (deep.as_str(), "recursion limit"),
         (huge, "number out of range"),
         ("{\"model\": \"\\ud800\"}", "not valid JSON"),
-        ("{\"temperature\": NaN}", "not valid JSON"),
+        ("{\"temperature\": NaN}", "near `temperature`"),
+        ("{\"temperature\": NaN}", "send a finite number"),
+        (huge, "send a finite number"),
     ] {
         for path in ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"] {
             let reply = site.post_text(path, body);
@@ -237,7 +247,45 @@ fn bodies_that_are_no_json_object() {
     let headers = [("x-api-key", KEY), ("content-type", "application/x-www-form-urlencoded")];
     let form = Line::open(site.address, &request("POST", "/v1/completions", &headers, "a=b")).reply();
     assert_eq!(form.status, 415);
-    assert!(form.message().contains("application/json"));
+    assert!(
+        form.message()
+            .contains("not \"application/x-www-form-urlencoded\": send `Content-Type: application/json`")
+    );
+}
+
+#[test]
+fn a_field_that_stands_twice_is_refused_instead_of_chosen() {
+    let site = Site::start();
+    for (path, body, param) in [
+        ("/v1/completions", r#"{"model": "other", "prompt": "x", "model": "ember"}"#, "model"),
+        (
+            "/v1/completions",
+            r#"{"model": "ember", "prompt": "x", "max_tokens": 1, "max_tokens": 2}"#,
+            "max_tokens",
+        ),
+        (
+            "/v1/chat/completions",
+            r#"{"model": "ember", "messages": [{"role": "user", "content": "x", "role": "system"}]}"#,
+            "messages[0].role",
+        ),
+        ("/tokenize", r#"{"model": "ember", "prompt": "x", "prompt": "y"}"#, "prompt"),
+    ] {
+        let reply = site.post_text(path, body);
+        assert_eq!(reply.status, 400, "{path}: {}", reply.body);
+        assert_eq!(reply.json()["error"]["param"], param);
+        assert!(reply.message().contains("stands twice"), "{}", reply.message());
+    }
+}
+
+#[test]
+fn of_several_prompts_the_wrong_one_is_named() {
+    let site = Site::start();
+    let long = "x".repeat(100_000);
+    let completions = "/v1/completions";
+    check(&site, completions, json!({"prompt": ["x", ""]}), "prompt[1]", "Send some text in `prompt[1]`");
+    check(&site, completions, json!({"prompt": ["x", long]}), "prompt[1]", "Shorten `prompt[1]`");
+    check(&site, completions, json!({"prompt": long}), "prompt", "Shorten `prompt`");
+    check(&site, completions, json!({"prompt": [[1], [1, 4096]]}), "prompt[1]", "no token 4096");
 }
 
 #[test]

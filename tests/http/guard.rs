@@ -101,6 +101,15 @@ fn what_is_not_in_the_table_says_nothing_to_strangers() {
             assert_eq!(reply.json()["error"]["code"], "unknown_url");
         }
     }
+    for (path, words) in [
+        ("/completions", "did you mean /v1/completions?"),
+        ("/v1/completions/", "did you mean /v1/completions?"),
+        ("/v1/v1/chat/completions", "did you mean /v1/chat/completions?"),
+        ("/v1/audio/transcriptions", "the paths are /v1/completions, "),
+    ] {
+        let reply = ask(&site, "POST", path, &[("x-api-key", KEY)]);
+        assert!(reply.message().contains(words), "{path}: {}", reply.message());
+    }
 }
 
 #[test]
