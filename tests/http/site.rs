@@ -57,7 +57,8 @@ fn model(name: &str, files: &Path, vocab: u32, config: Config) -> (Served, Contr
     let says = move |tokens: &[u32]| {
         let after = tokens.iter().rposition(|t| *t == at || Some(*t) == middle || Some(*t) == turn);
         let skip = after.map_or(0, |i| i + 1 + if Some(tokens[i]) == turn { header } else { 0 });
-        *script.get(tokens.len() - skip).unwrap_or(&end)
+        // Random draws may open a turn without its header.
+        *script.get(tokens.len().saturating_sub(skip)).unwrap_or(&end)
     };
     let executor = Scripted::new(capacity).says(says);
     let controls = executor.controls();
