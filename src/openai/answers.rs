@@ -151,14 +151,13 @@ pub struct LogprobLists {
 }
 
 impl LogprobLists {
-    /// `offset` is where the token's text begins; it is moved to where the next one does.
-    pub fn push(&mut self, text: &Text, token: u32, logprobs: Option<&Logprobs>, offset: &mut usize) {
+    /// `place` is where the token's text begins; it is moved to where the next one does.
+    pub fn push(&mut self, text: &Text, token: u32, logprobs: Option<&Logprobs>, place: &mut Place) {
         let name = token_text(text, token);
-        self.text_offset.push(*offset);
-        *offset += match text.tokenizer.is_control(token) {
-            true => 0,
-            false => name.chars().count(),
-        };
+        self.text_offset.push(place.characters);
+        if !text.tokenizer.is_control(token) {
+            place.pass(&text.tokenizer.bytes(token));
+        }
         self.token_logprobs.push(logprobs.map(|l| finite(l.logprob)));
         self.top_logprobs.push(logprobs.map(|l| {
             let best = l.top.iter().map(|(id, p)| (token_text(text, *id), json!(finite(*p))));
@@ -167,8 +166,47 @@ impl LogprobLists {
         self.tokens.push(name);
     }
 
+    /// Moves every token towards the beginning: a text that began with a blank of its first token is shown without it.
+    pub fn shift(&mut self, characters: usize) {
+        for offset in &mut self.text_offset {
+            *offset = offset.saturating_sub(characters);
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
+    }
+}
+
+/// A place in a text that arrives token by token, where a token may be a part of a character.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    pub characters: usize,
+    /// The first bytes of the character that is under way.
+    begun: Vec<u8>,
+}
+
+impl Place {
+    pub fn after(text: &str) -> Self {
+        Self { characters: text.chars().count(), begun: Vec::new() }
+    }
+
+    pub fn pass(&mut self, bytes: &[u8]) {
+        self.begun.extend_from_slice(bytes);
+        let mut read = 0;
+        for chunk in self.begun.utf8_chunks() {
+            self.characters += chunk.valid().chars().count();
+            read += chunk.valid().len() + chunk.invalid().len();
+            // At the end the beginning of a character that may go on; elsewhere shown as a replacement character.
+            match std::str::from_utf8(chunk.invalid()) {
+                Ok(_) => {}
+                Err(e) if e.error_len().is_none() && read == self.begun.len() => {
+                    read -= chunk.invalid().len()
+                }
+                Err(_) => self.characters += 1,
+            }
+        }
+        self.begun.drain(..read);
     }
 }
 
@@ -189,4 +227,28 @@ pub fn chat_logprob(text: &Text, token: u32, logprobs: &Logprobs) -> Value {
 /// JSON has no infinity; a masked token's log probability is the lowest one that clients expect.
 fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { -9999.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_are_counted_once_however_their_bytes_are_cut() {
+        for text in ["a日本 😀é\n", "", "plain"] {
+            for size in 1..5 {
+                let mut place = Place::default();
+                for piece in text.as_bytes().chunks(size) {
+                    place.pass(piece);
+                }
+                assert_eq!(place.characters, text.chars().count(), "{text:?} in pieces of {size}");
+            }
+        }
+        let mut place = Place::after("日本");
+        for (bytes, then) in [(&b"\xf0"[..], 2), (b"\x9f\x98", 2), (b"\x80x", 4), (b"\xff", 5), (b"\xe6a", 7)]
+        {
+            place.pass(bytes);
+            assert_eq!(place.characters, then, "{bytes:?}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::answers::{Answers, LogprobLists, Prompt, Usage, now};
+use super::answers::{Answers, LogprobLists, Place, Prompt, Usage, now};
 use super::asked::{Asked, MOST_CHOICES, MOST_LOGPROBS, model};
 use super::error::ApiError;
 use super::fields::{Fields, integer, wrong};
@@ -88,7 +88,7 @@ pub async fn post(
         choices: asked.choices,
         logprobs,
         include_usage: asked.include_usage,
-        offsets: HashMap::new(),
+        places: HashMap::new(),
     };
     match asked.stream {
         true => Ok(writer.stream(answers)),
@@ -190,7 +190,7 @@ struct Writer {
     logprobs: Option<u8>,
     include_usage: bool,
     /// Where the next token's text begins, by choice.
-    offsets: HashMap<u32, usize>,
+    places: HashMap<u32, Place>,
 }
 
 /// A choice being put together.
@@ -219,8 +219,8 @@ impl Writer {
     fn lists(&mut self, index: u32, drawn: &Drawn) -> LogprobLists {
         let mut lists = LogprobLists::default();
         if self.logprobs.is_some() {
-            let offset = self.offsets.entry(index).or_default();
-            lists.push(&self.model.text, drawn.token, drawn.logprobs.as_ref(), offset);
+            let place = self.places.entry(index).or_default();
+            lists.push(&self.model.text, drawn.token, drawn.logprobs.as_ref(), place);
         }
         lists
     }
@@ -230,13 +230,14 @@ impl Writer {
         let (tokens, text) = self.echo.get((index / self.choices) as usize)?.clone();
         let mut lists = LogprobLists::default();
         if self.logprobs.is_some() {
-            let mut offset = 0;
+            let mut place = Place::default();
             for (i, token) in tokens.iter().enumerate() {
                 let known = logprobs.get(i).and_then(Option::as_ref);
-                lists.push(self.text(), *token, known, &mut offset);
+                lists.push(self.text(), *token, known, &mut place);
             }
+            lists.shift(place.characters.saturating_sub(text.chars().count()));
         }
-        self.offsets.insert(index, text.chars().count());
+        self.places.insert(index, Place::after(&text));
         Some((text, lists))
     }
 
@@ -263,9 +264,9 @@ impl Writer {
                     let i = at(&mut wholes, index);
                     wholes[i].text += &text;
                     if self.logprobs.is_some() {
-                        let offset = self.offsets.entry(index).or_default();
+                        let place = self.places.entry(index).or_default();
                         let list = &mut wholes[i].logprobs;
-                        list.push(&self.model.text, drawn.token, drawn.logprobs.as_ref(), offset);
+                        list.push(&self.model.text, drawn.token, drawn.logprobs.as_ref(), place);
                     }
                 }
                 Output::Finished { text, end, .. } => {

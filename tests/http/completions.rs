@@ -9,6 +9,15 @@ fn text_of(chunks: &[Value], index: u64) -> String {
     choices.filter(|c| c["index"] == index).map(|c| c["text"].as_str().unwrap()).collect()
 }
 
+/// A token's name stands in the text where its offset says, or it is a part of the character there.
+fn stands_at(text: &[char], token: &Value, offset: &Value) {
+    let (token, offset) = (token.as_str().unwrap(), offset.as_u64().unwrap() as usize);
+    match token.starts_with("\\x") {
+        true => assert!(!text[offset].is_ascii(), "{token} is a part of {:?}", text[offset]),
+        false => assert_eq!(text[offset..][..token.chars().count()].iter().collect::<String>(), token),
+    }
+}
+
 #[test]
 fn a_completion_as_a_whole() {
     let site = Site::start();
@@ -234,16 +243,31 @@ fn echo_and_logprobs_line_up() {
         assert_eq!(list("token_logprobs")[0], Value::Null, "nothing stands before the first token");
         assert!(list("token_logprobs")[1..].iter().all(|p| p.as_f64().unwrap() < 0.0));
         assert!(list("top_logprobs")[1..].iter().all(|t| t.as_object().unwrap().len() >= 2));
-        let mut at = 0;
+        let shown: Vec<char> = text.chars().collect();
         for (token, offset) in tokens.iter().zip(list("text_offset")) {
-            assert_eq!(offset, at);
-            at += token.as_str().unwrap().chars().count();
+            stands_at(&shown, token, &offset);
         }
     }
     let scored =
         site.complete(json!({"prompt": prompt, "echo": true, "logprobs": 0, "max_tokens": 0})).json();
     assert_eq!(scored["choices"][0]["text"], prompt);
     assert_eq!(scored["usage"]["completion_tokens"], 0);
+}
+
+#[test]
+fn offsets_count_characters_where_tokens_are_parts_of_them() {
+    let site = Site::start();
+    let prompt = "s = '日本語 😀' # b@";
+    let answer = site
+        .complete(json!({"prompt": prompt, "echo": true, "logprobs": 1, "max_tokens": 4, "temperature": 0}));
+    let choice = &answer.json()["choices"][0];
+    let text: Vec<char> = choice["text"].as_str().unwrap().chars().collect();
+    let lists = &choice["logprobs"];
+    let (tokens, offsets) = (lists["tokens"].as_array().unwrap(), lists["text_offset"].as_array().unwrap());
+    assert!(tokens.len() > text.len(), "some characters are several tokens");
+    for (token, offset) in tokens.iter().zip(offsets) {
+        stands_at(&text, token, offset);
+    }
 }
 
 #[test]
