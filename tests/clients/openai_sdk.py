@@ -152,6 +152,15 @@ def tokens_of(text):
 
 
 @check
+def offsets_are_characters_of_the_text():
+    choice = complete(prompt="s = '日本語 😀'; ", echo=True, logprobs=1, max_tokens=24, temperature=1, seed=1).choices[0]
+    tokens, offsets = choice.logprobs.tokens, choice.logprobs.text_offset
+    for token, offset in zip(tokens, offsets):
+        if not token.startswith("\\x") and "\ufffd" not in choice.text:
+            assert choice.text[offset : offset + len(token)] == token, (token, offset)
+
+
+@check
 def several_prompts_and_choices_keep_their_order():
     prompts = [CODE, "import ", "class A:\n"]
     answer = complete(prompt=prompts, n=2)
