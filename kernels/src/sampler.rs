@@ -3,7 +3,7 @@
 //! Reads each row of logits two or three times, 4 bytes a token; against the head's product, which reads the weights
 //! of every token to make the row, that is one part in a few hundred.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, TryLockError};
 
 use candle_core::Tensor;
 
@@ -47,7 +47,12 @@ impl Sampler {
             let row = &rows[task];
             let logits = &logits[row.row as usize * vocab..][..vocab];
             // No more tasks run at once than there are threads, so one is free.
-            let mut free = scratches.iter().cycle().find_map(|scratch| scratch.try_lock().ok());
+            let mut free = scratches.iter().cycle().find_map(|scratch| match scratch.try_lock() {
+                Ok(scratch) => Some(scratch),
+                // What a panic left there is overwritten like everything in it.
+                Err(TryLockError::Poisoned(scratch)) => Some(scratch.into_inner()),
+                Err(TryLockError::WouldBlock) => None,
+            });
             let scratch = free.as_mut().expect("bug: an endless search ended");
             *results[task].lock().unwrap_or_else(PoisonError::into_inner) = sample(logits, row, scratch);
         })?;

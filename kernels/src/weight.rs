@@ -99,6 +99,8 @@ impl Weight {
     /// of [`Quantize::block`].
     pub fn quantize(ctx: &Context, parts: &[View<'_>], kind: Quantize) -> Result<Self, Error> {
         let Stack { rows, cols, .. } = stack("quantize", parts)?;
+        // candle's threads inherit the cores of whoever asks for them first; a pinned engine thread must not be that.
+        candle_core::utils::barrier_pool();
         let block = kind.block();
         if !cols.is_multiple_of(block) {
             return Err(Error::QuantBlock { kind: kind.name(), rows, cols, block });
@@ -211,6 +213,10 @@ fn stack(op: &'static str, parts: &[View<'_>]) -> Result<Stack, Error> {
         got: vec![],
         want: "one matrix at least".to_owned(),
     })?;
+    if first.cols == 0 {
+        let want = "one column at least".to_owned();
+        return Err(Error::Shape { op, operand: "part", got: vec![first.rows, 0], want });
+    }
     let supported = "bf16, f16, f32";
     for part in parts {
         if part.cols != first.cols {

@@ -97,7 +97,8 @@ impl Layers {
         let table: Table = text.parse().map_err(|e: toml::de::Error| {
             ConfigError::new(
                 origin,
-                format!("it is not valid TOML: {}", e.to_string().trim_end()),
+                // Without the line itself, which may hold the key.
+                format!("it is not valid TOML{}: {}", line_of(text, e.span()), e.message()),
                 "correct that line",
             )
         })?;
@@ -212,6 +213,11 @@ impl Default for Layers {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn line_of(text: &str, span: Option<std::ops::Range<usize>>) -> String {
+    let before = span.and_then(|span| text.get(..span.start));
+    before.map(|before| format!(" in line {}", before.matches('\n').count() + 1)).unwrap_or_default()
 }
 
 fn sections() -> Vec<String> {

@@ -70,11 +70,8 @@ impl Asked {
                 "`top_p` must be more than 0; for greedy, set `temperature` to 0.",
             ));
         }
-        let repetition_penalty = fields.number("repetition_penalty", 0.0, 2.0)?.unwrap_or(1.0);
-        if repetition_penalty == 0.0 {
-            let message = "`repetition_penalty` must be more than 0; 1 is off.";
-            return Err(ApiError::invalid("repetition_penalty", message));
-        }
+        // Far below 1 it only repeats, and near 0 it would overflow the logits.
+        let repetition_penalty = fields.number("repetition_penalty", 0.01, 2.0)?.unwrap_or(1.0);
         // -1 is another way to say "off".
         let top_k = fields.integer("top_k", -1, i64::from(u32::MAX))?.unwrap_or(0).max(0).min(vocab) as u32;
         let sampling = Sampling {

@@ -22,6 +22,8 @@ use crate::text::generation::{Drawn, End, Output};
 /// OpenAI's default.
 const MAX_TOKENS: u32 = 16;
 const MOST_PROMPTS: usize = 64;
+/// Log probabilities of prompt tokens in one answer: every choice repeats its prompt's. About 100 bytes each.
+const MOST_ECHOED: usize = 1 << 20;
 
 pub async fn post(
     State(models): State<Models>,
@@ -34,7 +36,7 @@ pub async fn post(
     let echo = fields.bool("echo")?.unwrap_or(false);
     let logprobs = fields.integer("logprobs", 0, MOST_LOGPROBS)?.map(|n| n as u8);
     let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
-    let inputs = inputs(&mut fields)?;
+    let inputs = inputs(&mut fields, model.context())?;
     let advice = "send `n`; every continuation comes back and none is thrown away.";
     fields.refuse("best_of", &[json!(1), json!(asked.choices)], advice)?;
     fields.refuse("response_format", &[json!({"type": "text"})], "answers are text.")?;
@@ -79,6 +81,18 @@ pub async fn post(
         texts.push((tokens.clone(), text));
         prompts.push(Prompt { tokens, max_tokens, logprobs: prompt_logprobs });
     }
+    if let Some(alternatives) = logprobs.filter(|_| echo) {
+        let tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+        let echoed = tokens * asked.choices as usize * (usize::from(alternatives) + 1);
+        if echoed > MOST_ECHOED {
+            let message = format!(
+                "`echo` with `logprobs` repeats {echoed} log probabilities ({tokens} prompt tokens, `n` {}, `logprobs` \
+                 {alternatives}); {MOST_ECHOED} is the limit: lower `n` or `logprobs`, or send fewer prompts.",
+                asked.choices
+            );
+            return Err(ApiError::invalid("logprobs", message));
+        }
+    }
     let answers = Answers::submit(&model, &asked, &shape, &id.0, prompts, "prompt")?;
     let writer = Writer {
         id: format!("cmpl-{}", id.0),
@@ -116,7 +130,7 @@ enum Input {
 }
 
 /// A string, a list of strings, a list of tokens, or a list of lists of tokens.
-fn inputs(fields: &mut Fields) -> Result<Vec<Input>, ApiError> {
+fn inputs(fields: &mut Fields, context: u32) -> Result<Vec<Input>, ApiError> {
     let expected = "a string, a list of strings, or tokens";
     let list = match fields.take("prompt") {
         None => return Err(ApiError::missing("prompt", "`prompt` is missing; send a string.")),
@@ -128,7 +142,7 @@ fn inputs(fields: &mut Fields) -> Result<Vec<Input>, ApiError> {
         return Err(ApiError::invalid("prompt", "`prompt` is an empty list; send at least one prompt."));
     }
     if list[0].is_number() {
-        return Ok(vec![Input::Tokens(token_list("prompt", &list)?)]);
+        return Ok(vec![Input::Tokens(token_list("prompt", &list, context)?)]);
     }
     if list.len() > MOST_PROMPTS {
         let message = format!("`prompt` has {} prompts; {MOST_PROMPTS} is the limit.", list.len());
@@ -136,15 +150,22 @@ fn inputs(fields: &mut Fields) -> Result<Vec<Input>, ApiError> {
     }
     let input = |(i, value): (usize, Value)| match value {
         Value::String(text) => Ok(Input::Text(text)),
-        Value::Array(tokens) => Ok(Input::Tokens(token_list(&format!("prompt[{i}]"), &tokens)?)),
+        Value::Array(tokens) => Ok(Input::Tokens(token_list(&format!("prompt[{i}]"), &tokens, context)?)),
         other => Err(wrong(&format!("prompt[{i}]"), expected, &other)),
     };
     list.into_iter().enumerate().map(input).collect()
 }
 
-pub(super) fn token_list(name: &str, list: &[Value]) -> Result<Vec<u32>, ApiError> {
-    let token = |(i, value): (usize, &Value)| {
-        integer(&format!("{name}[{i}]"), value, 0, i64::from(u32::MAX >> 1)).map(|id| id as u32)
+/// At most as many tokens as the model's context has.
+pub(super) fn token_list(name: &str, list: &[Value], context: u32) -> Result<Vec<u32>, ApiError> {
+    if list.len() > context as usize {
+        let message = format!("`{name}` has {} tokens; the model's context is {context} tokens.", list.len());
+        return Err(ApiError::invalid(name, message));
+    }
+    let most = u32::MAX >> 1;
+    let token = |(i, value): (usize, &Value)| match value.as_u64().and_then(|id| u32::try_from(id).ok()) {
+        Some(id) if id <= most => Ok(id),
+        _ => integer(&format!("{name}[{i}]"), value, 0, i64::from(most)).map(|id| id as u32),
     };
     list.iter().enumerate().map(token).collect()
 }

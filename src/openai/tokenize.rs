@@ -34,7 +34,7 @@ pub async fn detokenize(State(models): State<Models>, request: Request) -> Resul
     let model = model(&mut fields, &models)?;
     let tokens = match fields.take("tokens") {
         None => return Err(ApiError::missing("tokens", "`tokens` is missing; send a list of tokens.")),
-        Some(Value::Array(list)) => token_list("tokens", &list)?,
+        Some(Value::Array(list)) => token_list("tokens", &list, model.context())?,
         Some(other) => return Err(wrong("tokens", "a list of tokens", &other)),
     };
     fields.finish()?;

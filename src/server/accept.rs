@@ -10,11 +10,15 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Limits;
+
+/// How long sent bytes may stay unacknowledged, or the client's window closed.
+const UNREAD: Duration = Duration::from_secs(60);
 
 /// Headers of a request at most, in number and in bytes.
 const MOST_HEADERS: usize = 64;
@@ -51,6 +55,8 @@ pub async fn run(listener: TcpListener, router: Router, limits: Limits, drained:
                 return;
             }
             let _ = stream.set_nodelay(true);
+            // A client that never reads what it asked for loses its connection, not ours for everybody else.
+            let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD));
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(limits.headers)

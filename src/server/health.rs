@@ -55,9 +55,14 @@ impl Health {
     }
 }
 
-/// The process answers. Restart it when this fails.
-pub async fn live() -> Response {
-    axum::Json(json!({"status": "live"})).into_response()
+/// The process answers and its engines are there. Restart it when this fails.
+pub async fn live(State(shared): State<Shared>) -> Response {
+    let dead = !shared.health.draining() && shared.models.iter().any(|model| !model.engine.status().alive);
+    let (status, word) = match dead {
+        true => (StatusCode::SERVICE_UNAVAILABLE, "an engine has died"),
+        false => (StatusCode::OK, "live"),
+    };
+    (status, axum::Json(json!({"status": word}))).into_response()
 }
 
 /// Models are loaded, their engines run, and no shutdown has begun.

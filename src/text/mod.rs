@@ -47,6 +47,7 @@ impl TextFiles {
                     "{} bytes; at most {LARGEST_FILE} are read",
                     m.len()
                 )))),
+                Ok(m) if !m.is_file() => Err(failed(std::io::Error::other("not a plain file"))),
                 Ok(_) => std::fs::read(&path).map(Some).map_err(failed),
             }
         };
@@ -88,7 +89,7 @@ pub struct Text {
     pub ends: Vec<u32>,
     /// Tokens of context, for the cap on bytes.
     context: u32,
-    long: Semaphore,
+    long: Arc<Semaphore>,
 }
 
 /// Texts longer than this are tokenised off the async threads: at about 1 MB/s this is some 8 ms.
@@ -118,7 +119,7 @@ impl Text {
         ends.sort_unstable();
         ends.dedup();
         let fim = Fim::of(&tokenizer);
-        Ok(Self { tokenizer, fim, chat, ends, context, long: Semaphore::new(LONG_AT_ONCE) })
+        Ok(Self { tokenizer, fim, chat, ends, context, long: Arc::new(Semaphore::new(LONG_AT_ONCE)) })
     }
 
     /// The longest text that is tokenised at all.
@@ -144,11 +145,15 @@ impl Text {
         if bytes <= LONG {
             return Ok(work(self));
         }
-        let _permit = self.long.acquire().await.expect("bug: the semaphore is never closed");
+        // The permit goes with the work, which a client that leaves does not stop.
+        let permit = self.long.clone().acquire_owned().await.expect("bug: the semaphore is never closed");
         let text = self.clone();
-        tokio::task::spawn_blocking(move || work(&text))
-            .await
-            .map_err(|_| TokenizerError::Encode("the tokenizer failed on this text".to_owned()))
+        tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work(&text)
+        })
+        .await
+        .map_err(|_| TokenizerError::Encode("the tokenizer failed on this text".to_owned()))
     }
 
     /// Users' text as tokens; `begin` puts the token in front that the checkpoint wants.

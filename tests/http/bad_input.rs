@@ -32,8 +32,8 @@ fn every_field_out_of_range_is_refused_by_name() {
         (json!({"top_k": -2}), "top_k", "-1"),
         (json!({"top_k": 1.5}), "top_k", "whole number"),
         (json!({"min_p": 2}), "min_p", "from 0 to 1"),
-        (json!({"repetition_penalty": 0}), "repetition_penalty", "1 is off"),
-        (json!({"repetition_penalty": 3}), "repetition_penalty", "from 0 to 2"),
+        (json!({"repetition_penalty": 1e-38}), "repetition_penalty", "from 0.01 to 2"),
+        (json!({"repetition_penalty": 3}), "repetition_penalty", "from 0.01 to 2"),
         (json!({"presence_penalty": 3}), "presence_penalty", "from -2 to 2"),
         (json!({"frequency_penalty": -3}), "frequency_penalty", "from -2 to 2"),
         (json!({"logit_bias": {"x": 1}}), "logit_bias.x", "from 0 to 4095"),
@@ -275,6 +275,28 @@ fn a_field_that_stands_twice_is_refused_instead_of_chosen() {
         assert_eq!(reply.json()["error"]["param"], param);
         assert!(reply.message().contains("stands twice"), "{}", reply.message());
     }
+}
+
+#[test]
+fn an_answer_far_larger_than_its_request_is_refused_before_it_is_computed() {
+    let site = Site::start();
+    let body = json!({"prompt": "x ".repeat(2000), "echo": true, "logprobs": 20, "n": 128, "max_tokens": 0});
+    check(&site, "/v1/completions", body, "logprobs", "1048576 is the limit: lower `n` or `logprobs`");
+    let tokens = vec![1; 1_000_000];
+    check(
+        &site,
+        "/v1/completions",
+        json!({"prompt": tokens}),
+        "prompt",
+        "1000000 tokens; the model's context is",
+    );
+    check(
+        &site,
+        "/detokenize",
+        json!({"tokens": tokens}),
+        "tokens",
+        "1000000 tokens; the model's context is",
+    );
 }
 
 #[test]
