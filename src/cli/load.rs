@@ -311,7 +311,7 @@ fn built_in_files(name: &str) -> Result<(Checkpoint, TextFiles, Option<String>),
         tokenizer_config: Some(ember::TOKENIZER_CONFIG.to_vec()),
         chat_template: None,
     };
-    let notice = "ember is the small built-in model: it finishes code-like text for trying things out and is not \
+    let notice = "ember-demo is the small built-in model: it finishes code-like text for trying things out and is not \
                   useful for work; serve a real one with --model DIR";
     Ok((checkpoint, files, Some(notice.to_owned())))
 }

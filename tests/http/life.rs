@@ -91,7 +91,9 @@ fn the_probes_need_no_key() {
     site.engine.stop(Duration::ZERO).wait();
     let reply = site.get("/health/ready");
     assert_eq!((reply.status, reply.json()), (503, json!({"status": "an engine has stopped"})));
-    assert_eq!(site.get("/health/live").status, 200);
+    // Nothing brings an engine back but a new process.
+    let reply = site.get("/health/live");
+    assert_eq!((reply.status, reply.json()), (503, json!({"status": "an engine has died"})));
 }
 
 #[test]
