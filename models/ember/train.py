@@ -2,7 +2,7 @@
 
     python train.py --run RUN --minutes 60             # goes on from RUN/latest.pt when it is there
     python train.py --run RUN --decay 60               # an hour with the rate falling to nothing, from RUN/latest.pt to RUN/final.pt
-    python train.py --run RUN --device cuda --tokens 65536 --micro 65536 # the same on a GPU
+    python train.py --run RUN --device cuda --tokens 65536 --micro 65536 --workers 12   # the same on a GPU
 
 Every step's data is a function of (seed, step), so that a run cut off anywhere continues as if it had not been.
 """
@@ -11,6 +11,7 @@ import argparse
 import concurrent.futures
 import json
 import math
+import multiprocessing
 import os
 import pathlib
 import random
@@ -221,8 +222,15 @@ class Data:
 
     def batch(self, step, rows, length):
         rng = random.Random(f"{self.seed}/{step}")
-        x = torch.from_numpy(np.stack([self.row(rng, length + 1) for _ in range(rows)]))
-        return x[:, :-1], x[:, 1:]
+        return np.stack([self.row(rng, length + 1) for _ in range(rows)])
+
+
+def worker_start(run, seed):
+    worker_start.data = Data(run, seed)
+
+
+def worker_batch(*args):
+    return worker_start.data.batch(*args)
 
 
 def cut(rng, text):
@@ -324,6 +332,7 @@ def main():
     args.add_argument("--tokens", type=int, default=2048, help="tokens a step")
     args.add_argument("--lengths", type=lambda s: [int(n) for n in s.split(",")], default=[256], help="row lengths, taken in turn, a step each")
     args.add_argument("--micro", type=int, default=1024, help="tokens in one pass forward and back")
+    args.add_argument("--workers", type=int, default=0, help="processes that make the data, where one thread cannot keep up")
     args.add_argument("--seed", type=int, default=20)
     args.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
     args.add_argument("--steps", type=int, default=0)
@@ -340,6 +349,11 @@ def main():
     torch.set_num_threads(1)
     pool = concurrent.futures.ThreadPoolExecutor(args.threads if device.type == "cpu" else 1, initializer=thread_start)
     data = Data(args.run, args.seed)
+    batch, ahead = (lambda *a: pool.submit(data.batch, *a)), 1
+    if args.workers:
+        spawn = multiprocessing.get_context("spawn")
+        loader = concurrent.futures.ProcessPoolExecutor(args.workers, spawn, worker_start, (args.run, args.seed))
+        batch, ahead = (lambda *a: loader.submit(worker_batch, *a)), 2 * args.workers
 
     latest, final = args.run / "latest.pt", args.run / "final.pt"
     resume = final if args.decay and final.exists() and torch.load(final, map_location="cpu")["decay_left"] else latest
@@ -362,9 +376,12 @@ def main():
         loss = Head.apply(h, weights["model.embed_tokens.weight"], y.to(device).flatten())
         return loss.item(), torch.autograd.grad(loss, list(weights.values()))
 
-    def shape(step):
+    coming = {}
+
+    def fetch(step):
         length = args.lengths[step % len(args.lengths)]
-        return max(1, args.tokens // length), length
+        if step not in coming:
+            coming[step] = batch(step, max(1, args.tokens // length), length)
 
     def save(path):
         torch.save({"master": master, "average": average, "state": optimiser.state, "step": step, "seconds": seconds, "tokens": tokens, "decay_left": decay_left}, f"{path}.part")
@@ -372,7 +389,7 @@ def main():
 
     log = open(args.run / "log.tsv", "a", buffering=1)
     started = mark = time.time()
-    total, shown, upcoming = 0.0, 0, None
+    total, shown = 0.0, 0
     stopping = []  # a polite end saves what was done
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stopping.append(True))
@@ -383,14 +400,17 @@ def main():
         scale = args.rate * min(1.0, step / 100)
         if args.decay:
             scale *= decay_left / (args.decay * 60)
-        x, y = upcoming.result() if upcoming else data.batch(step, *shape(step))
+        fetch(step)
+        x = torch.from_numpy(coming.pop(step).result())
+        x, y = x[:, :-1], x[:, 1:]
         rows = max(1, args.micro // x.shape[1])
         parts = [(x[i : i + rows], y[i : i + rows]) for i in range(0, len(x), rows)]
         if x.shape[1] <= args.compile and x.shape[1] not in ready:
             ready.add(x.shape[1])
             one_pass(*parts[0])  # compiled by one thread alone
         passes = [pool.submit(one_pass, *p) for p in parts]
-        upcoming = pool.submit(data.batch, step + 1, *shape(step + 1))
+        for later in range(step + 1, step + 1 + ahead):
+            fetch(later)
         passes = [p.result() for p in passes]
         value = sum(p[0] for p in passes) / y.numel()
         with torch.no_grad():
@@ -405,7 +425,7 @@ def main():
                 average[n].lerp_(master[n], max(0.005, 10 / (step + 10)))
                 w.copy_(master[n])
         now = time.time()
-        decay_left = max(0.0, decay_left - (now - mark))
+        decay_left = max(0.0, decay_left - min(now - mark, 5.0))  # a stall of the machine must not end the decay at a stroke
         seconds, mark = seconds + now - mark, now
         tokens += y.numel()
         total, shown = total + value, shown + 1
@@ -418,6 +438,8 @@ def main():
         if step % 50 == 0:
             save(final if args.decay else latest)
     save(final if args.decay else latest)
+    if args.workers:
+        loader.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":
