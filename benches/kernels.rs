@@ -12,11 +12,10 @@
 //! at 1 TFLOP/s or more with AMX, at half the peak of AVX-512 (200 GFLOP/s on two cores) without; candle's bf16 ten
 //! times slower for one row, its q8_0 twice as fast (half the bytes), its f32 half as fast.
 //!
-//! Measured on two cores of a Xeon (family 6, model 207, AVX-512, no AMX offered) that ran eight other processes:
-//! `read` 21.9 GB/s; one row 12.5 (15.7 at best), so 57 to 72 % of a `read` at another time, and 91 to 95 % where reading
-//! and multiplying took turns; eight rows 6.5 GB/s; 64 and 512 rows 92 and 97 GFLOP/s (172 at best for 64). candle: bf16
-//! 0.7 GB/s for one row and 59 GFLOP/s for 512, f32 32 ms and 68 GFLOP/s, q8_0 6.6 ms (its 62 MB stay in the cache)
-//! and 180 GFLOP/s. An idle machine, and one with AMX, are still to be measured.
+//! Measured on two idle cores of a virtual machine (Xeon, family 6, model 207, AVX-512, no AMX offered): `read` 26.0 GB/s; one
+//! row 22.5 GB/s, 86 % of it; eight rows in 1.16 of the time of one; 64 and 512 rows at 237 and 230 GFLOP/s. On a busy machine one
+//! row falls to 57 to 72 % of a `read` taken at another time. candle on the busier machine: bf16 148 ms for one row and 65 GFLOP/s for
+//! 512, f32 26 ms and 73 GFLOP/s, q8_0 4.3 ms and 216 GFLOP/s. A machine with AMX is still to be measured.
 
 use std::time::Duration;
 
