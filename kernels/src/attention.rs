@@ -24,7 +24,7 @@ pub(crate) struct Job<'a> {
 
 /// `out[r]`, `[capacity, q * dim]`, becomes the attention of the queries in row `r` of `qkv` (turned already) over the
 /// cached positions that the row sees; keys and values of the step's own rows are in the cache already.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the operands of one operation, as in the other files")]
 pub fn attention(
     ctx: &Context,
     qkv: &Tensor,

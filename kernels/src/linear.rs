@@ -53,7 +53,10 @@ pub fn linear_rows(
     on_tensors(ctx, x, reach, Gather::List(list), weight, bias, out, how)
 }
 
-#[allow(clippy::too_many_arguments)]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the operands of one product; a struct would be built at every call"
+)]
 fn on_tensors(
     ctx: &Context,
     x: &Tensor,

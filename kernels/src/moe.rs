@@ -114,7 +114,7 @@ fn choose(logits: &[f32], chosen: &mut [(u32, f32)], renormalise: bool) {
 
 /// The feed-forward layers: `gate_up[e]` is `[2 * ffn, width]`, `down[e]` `[width, ffn]`; `out` is `[capacity, width]`.
 /// Each row gets the weighted results of its experts, in ascending order of experts, added to zero or to what is there.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the operands of one operation, as in the other files")]
 pub fn experts(
     ctx: &Context,
     x: &Tensor,

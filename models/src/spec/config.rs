@@ -254,15 +254,7 @@ fn read(
             });
         }
     }
-    if let Some(partial) = fields.positive("partial_rotary_factor")?
-        && partial != 1.0
-    {
-        return Err(SpecError::Unsupported {
-            field: fields.name("partial_rotary_factor"),
-            value: partial.to_string(),
-            supported: "1".into(),
-        });
-    }
+    fields.refuse_partial_rotation()?;
     let default_theta = if family == Family::Mixtral { 1e6 } else { 1e4 };
     let spec = Spec {
         family,

@@ -115,6 +115,18 @@ impl<'a> Fields<'a> {
         self.get(key).map(|value| Fields::new(&format!("{}.", self.name(key)), value)).transpose()
     }
 
+    /// Rotary positions turn whole heads here; the key stands at the top or, in newer files, with the other rope keys.
+    pub fn refuse_partial_rotation(&self) -> Result<(), SpecError> {
+        match self.positive("partial_rotary_factor")? {
+            Some(part) if part != 1.0 => Err(SpecError::Unsupported {
+                field: self.name("partial_rotary_factor"),
+                value: part.to_string(),
+                supported: "1".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses a switch that is on and that no supported model has.
     pub fn refuse_on(&self, key: &str) -> Result<(), SpecError> {
         match self.get(key) {

@@ -127,15 +127,7 @@ fn scaling(fields: &Fields<'_>) -> Result<Scaling, SpecError> {
             limit: old.into(),
         });
     }
-    if let Some(partial) = fields.positive("partial_rotary_factor")?
-        && partial != 1.0
-    {
-        return Err(SpecError::Unsupported {
-            field: fields.name("partial_rotary_factor"),
-            value: partial.to_string(),
-            supported: "1".into(),
-        });
-    }
+    fields.refuse_partial_rotation()?;
     let required =
         |key: &str| fields.positive(key)?.ok_or_else(|| SpecError::Missing { field: fields.name(key) });
     match new.or(old).unwrap_or("default") {
