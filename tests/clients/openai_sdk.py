@@ -1,9 +1,11 @@
 """The official OpenAI Python client against a running hearth: `openai_sdk.py URL KEY [MODEL]`, with URL as in
 http://127.0.0.1:5052/v1. Exits 0 when every check holds, 1 with the failed ones otherwise; run.sh starts all of it."""
 
+import json
 import math
 import sys
 import traceback
+import urllib.request
 
 import openai
 from openai import OpenAI
@@ -144,11 +146,11 @@ def echo_agrees_with_what_was_drawn():
 
 
 def tokens_of(text):
-    import httpx
-
     root = URL.removesuffix("/v1")
-    body = {"model": MODEL, "prompt": text}
-    return httpx.post(f"{root}/tokenize", json=body, headers={"authorization": f"Bearer {KEY}"}).json()["tokens"]
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    body = json.dumps({"model": MODEL, "prompt": text}).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"{root}/tokenize", body, headers)) as answer:
+        return json.load(answer)["tokens"]
 
 
 @check
