@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod duo;
 pub mod engine;
 pub mod nearest;
 pub mod openai;

@@ -22,6 +22,7 @@ use crate::engine::handle::{Config, Engine};
 use crate::engine::local::Local;
 use crate::openai::answers::now;
 use crate::served::Served;
+use crate::served::family::Family;
 use crate::text::{Text, TextFiles};
 
 /// The name of the model inside the binary, if there is one.
@@ -285,7 +286,16 @@ impl<'a> Opened<'a> {
         let engine = Engine::start(Box::new(Local::new(context, decoder)), config).map_err(|e| {
             CliError::new(Exit::Failed, format!("the engine's thread cannot be started: {e}"))
         })?;
-        Ok(Served { name, text: Arc::new(self.text), engine, created: now(), notice: self.notice })
+        let family = Family::of(self.checkpoint.spec().family, &self.text, self.entry.path.is_none());
+        Ok(Served {
+            name,
+            aliases: Vec::new(),
+            family,
+            text: Arc::new(self.text),
+            engine,
+            created: now(),
+            notice: self.notice,
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -10,6 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::load::{self, ModelFlags};
 use super::{CliError, Common, Exit};
 use crate::config::{Settings, state};
+use crate::duo::Gateway;
+use crate::duo::choice::Defaults;
+use crate::duo::identity::{Bypass, Identity};
 use crate::served::Models;
 use crate::server::{ApiKey, Health, Limits, Metrics, Server, Shared, metrics};
 
@@ -58,8 +62,16 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
             drop(tokio::net::TcpListener::bind(address).await.map_err(|e| port(address, &e))?);
         }
         let models = load::all(&settings)?;
+        let models = Models::new(models);
         let shared = Shared {
-            models: Models::new(models),
+            duo: Arc::new(Gateway {
+                identity: Identity::new(Bypass::Off),
+                models: models.clone(),
+                defaults: Defaults::default(),
+                streaming: true,
+                patience: Duration::from_secs(60),
+            }),
+            models,
             key: Arc::new(ApiKey::new(key.expose().to_owned())),
             health: Arc::new(Health::default()),
             metrics: Metrics::default(),

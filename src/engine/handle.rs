@@ -162,7 +162,7 @@ impl Handle {
             return Err(Refused::Stopping);
         }
         let limit = shared.limit(&request)?;
-        let permit = shared.admit(request.prompt.len() as u64)?;
+        let permit = shared.admit(request.prompt.len() as u64, request.deadline)?;
         let choices = request.choices.max(1);
         // Room for every choice to send a token and its end in two steps in flight, and for the prompt's event.
         let room = (shared.buffer as usize).max(4 * choices as usize + 4);
@@ -303,16 +303,21 @@ impl Shared {
         Ok(if open { cache } else { length as u32 })
     }
 
-    /// Takes a place in the queue, or says when to come back.
-    fn admit(&self, tokens: u64) -> Result<Permit, Refused> {
+    /// Takes a place in the queue, or says when to come back. What waits longer than `deadline` just to begin is
+    /// refused at once: its caller would be gone.
+    fn admit(&self, tokens: u64, deadline: Option<Duration>) -> Result<Permit, Refused> {
         let queue = &self.queue;
         let requests = queue.requests.fetch_add(1, Ordering::AcqRel);
         let before = queue.tokens.fetch_add(tokens, Ordering::AcqRel);
         let permit = Permit { queue: queue.clone(), tokens };
+        let rate = f64::from_bits(self.gauges.rate.load(Ordering::Relaxed));
+        let wait = if rate > 0.0 { before as f64 / rate } else { 0.0 };
+        if let Some(deadline) = deadline.filter(|deadline| wait > deadline.as_secs_f64()) {
+            return Err(Refused::Late { wait: wait.ceil() as u32, deadline: deadline.as_secs() as u32 });
+        }
         let full = requests >= self.queue_requests || before + tokens > self.queue_tokens;
         if full && requests > 0 {
-            let rate = f64::from_bits(self.gauges.rate.load(Ordering::Relaxed));
-            let seconds = if rate > 0.0 { (before as f64 / rate).ceil() } else { 1.0 };
+            let seconds = if rate > 0.0 { wait.ceil() } else { 1.0 };
             let retry_after = seconds.clamp(1.0, 120.0) as u32;
             return Err(Refused::Full { queued: requests, queued_tokens: before, retry_after });
         }

@@ -124,6 +124,11 @@ pub enum Refused {
     UnknownToken { token: u32, vocab: u32 },
     #[error("the prompt is empty: at least one token is needed")]
     Empty,
+    /// It would not even begin in the time that its caller waits.
+    #[error(
+        "about {wait} s of work wait and the caller waits {deadline} s at most: not begun; retry when fewer requests run"
+    )]
+    Late { wait: u32, deadline: u32 },
     #[error("the engine is stopping")]
     Stopping,
 }

@@ -139,6 +139,9 @@ impl ApiError {
                 let message = format!("{message} Shorten `{prompt}` or lower `{max_tokens}`.");
                 Self { code: Some("context_length_exceeded"), ..Self::invalid(prompt, message) }
             }
+            Refused::Late { .. } => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", "too_late", message)
+            }
             Refused::Stopping => Self::draining(),
             Refused::Empty => Self::invalid(prompt, format!("{message} Send some text in `{prompt}`.")),
             Refused::UnknownToken { .. } => Self::invalid(prompt, message),

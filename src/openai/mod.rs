@@ -56,7 +56,7 @@ async fn read(body: Body) -> Result<Bytes, ApiError> {
     }
 }
 
-fn caused_by<E: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
+pub(crate) fn caused_by<E: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         if error.is::<E>() {

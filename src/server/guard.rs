@@ -1,14 +1,13 @@
 //! Who may come in (step 2 in the life of a request). The decision is made on the matched route, never on a path.
 
-use std::sync::Arc;
-
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
 use subtle::ConstantTimeEq;
 
+use super::Shared;
+use crate::duo::error::DuoError;
 use crate::openai::error::ApiError;
 
 /// The key of the API. It is never printed and never compared with `==`.
@@ -38,6 +37,9 @@ pub enum Access {
     Open,
     /// The API key, as `Authorization: Bearer KEY` or `x-api-key: KEY`. Refusals are OpenAI's error object.
     Key,
+    /// A token that GitLab signed, or one of the gateway's own for editors. Refusals are `{"error"}`. The route asks
+    /// for scopes itself, after it has read the body.
+    GitLab,
 }
 
 /// What a request brought.
@@ -66,29 +68,35 @@ fn bearer(value: &str) -> Option<&str> {
 
 /// Lets a request through to its route, or not.
 pub async fn check(
-    State((access, key)): State<(Access, Arc<ApiKey>)>,
-    request: Request,
+    State((access, shared)): State<(Access, Shared)>,
+    mut request: Request,
     next: Next,
 ) -> Response {
     match access {
         Access::Open => next.run(request).await,
-        Access::Key => match credential(&key, request.headers()) {
+        Access::Key => match credential(&shared.key, request.headers()) {
             Credential::Right => next.run(request).await,
             Credential::Wrong => ApiError::wrong_key().into_response(),
             Credential::None => ApiError::no_key().into_response(),
+        },
+        Access::GitLab => match shared.duo.identity.check(request.headers()).await {
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                next.run(request).await
+            }
+            Err(refusal) => refusal.into_response(),
         },
     }
 }
 
 /// What is not in the table: without a credential a request does not learn that.
-pub fn elsewhere(key: &ApiKey, known: &[&str], request: &Request) -> Response {
-    let refusal = match credential(key, request.headers()) {
-        Credential::Right => {
-            let path: String = request.uri().path().chars().take(100).collect();
-            return ApiError::no_such_path(request.method().as_str(), &path, known).into_response();
-        }
-        Credential::Wrong => "Invalid authorization header presented",
-        Credential::None => "No authorization header presented",
-    };
-    (StatusCode::UNAUTHORIZED, axum::Json(json!({"error": refusal}))).into_response()
+pub async fn elsewhere(shared: &Shared, known: &[&str], request: &Request) -> Response {
+    if matches!(credential(&shared.key, request.headers()), Credential::Right) {
+        let path: String = request.uri().path().chars().take(100).collect();
+        return ApiError::no_such_path(request.method().as_str(), &path, known).into_response();
+    }
+    match shared.duo.identity.check(request.headers()).await {
+        Ok(_) => DuoError::not_found().into_response(),
+        Err(refusal) => refusal.into_response(),
+    }
 }

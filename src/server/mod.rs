@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
+use crate::duo::Gateway;
 use crate::served::Models;
 pub use guard::ApiKey;
 pub use health::Health;
@@ -50,6 +51,13 @@ pub struct Shared {
     pub key: Arc<ApiKey>,
     pub health: Arc<Health>,
     pub metrics: Metrics,
+    pub duo: Arc<Gateway>,
+}
+
+impl axum::extract::FromRef<Shared> for Arc<Gateway> {
+    fn from_ref(shared: &Shared) -> Self {
+        shared.duo.clone()
+    }
 }
 
 impl axum::extract::FromRef<Shared> for Models {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
+use axum::http::header;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 
 use super::guard::{self, Access};
 use super::{Limits, Shared, health, track};
+use crate::duo::{self, error::DuoError};
 use crate::openai;
 use crate::openai::error::ApiError;
 
@@ -24,11 +26,18 @@ pub struct Route {
     endpoint: MethodRouter<Shared>,
 }
 
+impl Route {
+    /// A row of the GitLab dialect that makes a model work.
+    pub fn gitlab(method: &'static str, path: &'static str, endpoint: MethodRouter<Shared>) -> Self {
+        Self { method, path, access: Access::GitLab, work: true, endpoint }
+    }
+}
+
 /// Every path that this server answers. Anything else is [`guard::elsewhere`].
 pub fn table() -> Vec<Route> {
     use Access::{Key, Open};
     let row = |method, path, access, work, endpoint| Route { method, path, access, work, endpoint };
-    vec![
+    let mut table = vec![
         row("POST", "/v1/completions", Key, true, post(openai::completions::post)),
         row("POST", "/v1/chat/completions", Key, true, post(openai::chat::post)),
         row("GET", "/v1/models", Key, false, get(openai::models::list)),
@@ -38,28 +47,33 @@ pub fn table() -> Vec<Route> {
         row("GET", "/health/live", Open, false, get(health::live)),
         row("GET", "/health/ready", Open, false, get(health::ready)),
         row("GET", "/health/startup", Open, false, get(health::startup)),
-    ]
+    ];
+    table.extend(duo::rows());
+    table
 }
 
 pub fn router(shared: Shared, limits: Limits) -> Router {
     let mut router = Router::new();
     for route in table() {
-        let method = route.method;
+        let (method, access) = (route.method, route.access);
         let mut endpoint = route.endpoint.fallback(move |request: Request| async move {
+            if access == Access::GitLab {
+                return ([(header::ALLOW, method)], DuoError::method()).into_response();
+            }
             let path: String = request.uri().path().chars().take(100).collect();
-            ApiError::method(request.method().as_str(), &path, method)
+            ApiError::method(request.method().as_str(), &path, method).into_response()
         });
         if route.work {
             endpoint = endpoint.layer(from_fn_with_state(shared.clone(), refuse_draining));
         }
-        let guarded = endpoint.layer(from_fn_with_state((route.access, shared.key.clone()), guard::check));
+        let guarded = endpoint.layer(from_fn_with_state((access, shared.clone()), guard::check));
         router = router.route(route.path, guarded);
     }
-    let key = shared.key.clone();
+    let reached = shared.clone();
     let known: Arc<[&str]> = table().iter().map(|route| route.path).collect();
     let elsewhere = move |request: Request| {
-        let (key, known) = (key.clone(), known.clone());
-        async move { guard::elsewhere(&key, &known, &request) }
+        let (shared, known) = (reached.clone(), known.clone());
+        async move { guard::elsewhere(&shared, &known, &request).await }
     };
     router
         .fallback(elsewhere)

@@ -9,9 +9,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use hearth::duo::Gateway;
+use hearth::duo::choice::Defaults;
+use hearth::duo::identity::{Bypass, Identity};
 use hearth::engine::executor::Capacity;
 use hearth::engine::handle::{Config, Engine, Handle};
 use hearth::engine::scripted::{Controls, Scripted};
+use hearth::served::family::Family;
 use hearth::served::{Models, Served};
 use hearth::server::{ApiKey, Health, Limits, Metrics, Server, Shared, metrics};
 use hearth::text::{Text, TextFiles};
@@ -63,7 +67,16 @@ fn model(name: &str, files: &Path, vocab: u32, config: Config) -> (Served, Contr
     let executor = Scripted::new(capacity).says(says);
     let controls = executor.controls();
     let engine = Engine::start(Box::new(executor), config).unwrap();
-    (Served { name: name.into(), text, engine, created: 1_700_000_000, notice: None }, controls)
+    let served = Served {
+        name: name.into(),
+        aliases: Vec::new(),
+        family: Family::General,
+        text,
+        engine,
+        created: 1_700_000_000,
+        notice: None,
+    };
+    (served, controls)
 }
 
 impl Site {
@@ -77,8 +90,16 @@ impl Site {
         let plain = root().join("tests/golden/tokenizers/llama-3");
         let (plain, _) = model("plain", &plain, 2006, config);
         let (engine, text) = (ember.engine.clone(), ember.text.clone());
+        let models = Models::new(vec![ember, plain]);
         let shared = Shared {
-            models: Models::new(vec![ember, plain]),
+            duo: Arc::new(Gateway {
+                identity: Identity::new(Bypass::Off),
+                models: models.clone(),
+                defaults: Defaults::default(),
+                streaming: true,
+                patience: Duration::from_secs(60),
+            }),
+            models,
             key: Arc::new(ApiKey::new(KEY.into())),
             health: Arc::new(Health::default()),
             metrics: Metrics::default(),

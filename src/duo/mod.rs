@@ -1,0 +1,36 @@
+//! The GitLab dialect (steps 2, 3 and 10 in the life of a request): the Duo gateway API that GitLab, Workhorse and the
+//! language server call.
+//!
+//! A request meets [`identity`] (whose token is this), the route's own file (what is asked), [`choice`] (which model
+//! answers) and [`stream`] (in which of the formats the answer goes back). Unknown fields are ignored, as GitLab sends
+//! more of them with every version; an endpoint in a request is never dialled.
+
+pub mod body;
+pub mod choice;
+pub mod client;
+pub mod error;
+pub mod identity;
+pub mod stream;
+
+use std::time::Duration;
+
+use crate::served::Models;
+use crate::server::routes::Route;
+use choice::Defaults;
+use identity::Identity;
+
+/// What the routes of this dialect share.
+pub struct Gateway {
+    pub identity: Identity,
+    pub models: Models,
+    pub defaults: Defaults,
+    /// Off: an answer is sent whole even where a stream was asked for.
+    pub streaming: bool,
+    /// How long GitLab waits for chat and prompts.
+    pub patience: Duration,
+}
+
+/// This dialect's rows of the table of routes.
+pub fn rows() -> Vec<Route> {
+    Vec::new()
+}

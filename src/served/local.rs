@@ -1,0 +1,141 @@
+//! A model of this process answers an [`Ask`] (steps 4 and 5 in the life of a request).
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+
+use super::Served;
+use super::ask::{Answer, Ask, Failure, Input, Message, Piece, Usage};
+use crate::engine::request::{Refused, Request, Sampling};
+use crate::text::chat::ChatError;
+use crate::text::generation::{Generation, Output, Shape};
+use crate::text::tokenizer::TokenizerError;
+
+impl Served {
+    /// Submits the work; the answer comes piece by piece.
+    pub async fn ask(self: &Arc<Self>, ask: Ask) -> Result<Answer, Failure> {
+        let (prompt, ends) = self.prompt(ask.input).await?;
+        let room = self.context().saturating_sub(prompt.len() as u32);
+        if room == 0 {
+            return Err(Failure::TooLong(format!(
+                "the prompt has {} tokens; the model {} holds {} tokens of prompt and answer: send less, or serve it \
+                 with a larger --context",
+                prompt.len(),
+                self.name,
+                self.context()
+            )));
+        }
+        let mut stop_tokens: Vec<u32> = self.text.ends.iter().copied().chain(ends).collect();
+        stop_tokens.sort_unstable();
+        stop_tokens.dedup();
+        let shape = Shape {
+            stops: ask.stops.into(),
+            skip_special: true,
+            stop_tokens: stop_tokens.into(),
+            ..Shape::default()
+        };
+        let sampling = Sampling {
+            temperature: ask.temperature,
+            top_p: ask.top_p,
+            seed: getrandom::u64().expect("bug: the system gives no random numbers"),
+            ..Sampling::default()
+        };
+        let prompt: Arc<[u32]> = prompt.into();
+        let request = Request {
+            id: ask.id,
+            sampling,
+            max_tokens: ask.max_tokens.min(room),
+            stop_tokens: shape.stop_tokens.clone(),
+            deadline: ask.patience,
+            ..Request::new(prompt.clone())
+        };
+        let tokens = self.engine.submit(request).map_err(refused)?;
+        let generation = Generation::new(self.text.clone(), tokens, &prompt, 1, shape);
+        let mut usage = Usage { input: prompt.len() as u32, output: 0 };
+        Ok(Answer::new(generation.flat_map(move |output| futures::stream::iter(pieces(output, &mut usage)))))
+    }
+
+    /// How many tokens a text has.
+    pub async fn count(&self, text: String) -> Result<u32, Failure> {
+        Ok(self.text.encode(text, false).await.map_err(tokens)?.len() as u32)
+    }
+
+    /// The prompt's tokens, and tokens that end its answer besides the model's own.
+    async fn prompt(&self, input: Input) -> Result<(Vec<u32>, Vec<u32>), Failure> {
+        match input {
+            Input::Fill { prefix, suffix } => match &self.text.fim {
+                Some(fim) => {
+                    let filled = self.text.fill(prefix, suffix).await;
+                    Ok((filled.expect("bug: the model can fill gaps").map_err(tokens)?, fim.ends().to_vec()))
+                }
+                // A model that was not trained to fill gaps continues what stands before them.
+                None => Ok((self.text.encode(prefix, true).await.map_err(tokens)?, Vec::new())),
+            },
+            Input::Chat { messages, begun } => {
+                let mut prompt = match self.text.chat(messages.clone()).await {
+                    Some(prompt) => prompt.map_err(chat)?.tokens,
+                    None => self.text.encode(transcript(&messages), true).await.map_err(tokens)?,
+                };
+                if !begun.is_empty() {
+                    prompt.extend(self.text.encode(begun, false).await.map_err(tokens)?);
+                }
+                Ok((prompt, Vec::new()))
+            }
+        }
+    }
+}
+
+/// The messages for a model without a chat template: a base model goes on with a plain text best.
+fn transcript(messages: &[Message]) -> String {
+    let mut text = String::new();
+    for message in messages {
+        match message.role.as_str() {
+            "assistant" => text += "Answer:\n",
+            "user" => text += "Request:\n",
+            _ => {}
+        }
+        text += &message.content;
+        text += "\n\n";
+    }
+    text + "Answer:\n"
+}
+
+fn pieces(output: Output, usage: &mut Usage) -> Vec<Result<Piece, Failure>> {
+    match output {
+        Output::Prompt { .. } => Vec::new(),
+        Output::Piece { text, .. } => {
+            usage.output += 1;
+            if text.is_empty() { Vec::new() } else { vec![Ok(Piece::Text(text))] }
+        }
+        Output::Finished { text, end, .. } => {
+            let rest = (!text.is_empty()).then_some(Ok(Piece::Text(text)));
+            rest.into_iter().chain([Ok(Piece::End { end, usage: *usage })]).collect()
+        }
+        Output::Failed { error } => vec![Err(Failure::Lost(error))],
+    }
+}
+
+fn refused(refused: Refused) -> Failure {
+    let message = refused.to_string();
+    match refused {
+        Refused::Full { retry_after, .. } => Failure::Busy { message, retry_after },
+        Refused::Late { .. } => Failure::Late(message),
+        Refused::Stopping => Failure::Stopping(message),
+        Refused::TooLong { .. } | Refused::TooBig { .. } => Failure::TooLong(message),
+        Refused::UnknownToken { .. } | Refused::Empty => Failure::Unable(message),
+    }
+}
+
+fn tokens(error: TokenizerError) -> Failure {
+    match error {
+        TokenizerError::TooLong { .. } => Failure::TooLong(error.to_string()),
+        other => Failure::Unable(other.to_string()),
+    }
+}
+
+fn chat(error: ChatError) -> Failure {
+    match error {
+        ChatError::Tokenizer(error) => tokens(error),
+        other => Failure::Unable(other.to_string()),
+    }
+}

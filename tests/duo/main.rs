@@ -1,0 +1,6 @@
+//! The GitLab dialect on real sockets, with a scripted executor in place of a model: its answers are known, so that
+//! every shape, every limit and every error can be said exactly.
+
+#[path = "../http/client.rs"]
+mod client;
+mod site;

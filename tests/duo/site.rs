@@ -1,0 +1,191 @@
+//! A gateway whose models answer what the test says.
+//!
+//! `ember` reads and writes with ember's own tokenizer: it has fill-in-the-middle and a chat template. `plain` has
+//! neither.
+
+#![allow(dead_code)] // each test uses its part
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hearth::duo::Gateway;
+use hearth::duo::choice::Defaults;
+use hearth::duo::identity::{Bypass, Identity};
+use hearth::engine::executor::Capacity;
+use hearth::engine::handle::{Config, Engine, Handle};
+use hearth::engine::scripted::{Controls, Scripted};
+use hearth::served::family::Family;
+use hearth::served::{Models, Served};
+use hearth::server::{ApiKey, Health, Limits, Metrics, Server, Shared, metrics};
+use hearth::text::{Text, TextFiles};
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use super::client::{Line, Reply, request};
+
+pub const KEY: &str = "hearth_test_key_0123456789";
+/// Tokens of prompt and answer.
+pub const CONTEXT: u32 = 8192;
+
+/// What a model says to the next requests.
+#[derive(Clone, Debug, Default)]
+struct Script {
+    answer: Vec<u32>,
+    /// Tokens of the answer that the gateway itself has begun.
+    begun: usize,
+}
+
+pub struct Site {
+    pub address: SocketAddr,
+    pub metrics: SocketAddr,
+    pub controls: Controls,
+    pub engine: Handle,
+    pub text: Arc<Text>,
+    script: Arc<Mutex<Script>>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn model(name: &str, files: &Path, vocab: u32, script: Arc<Mutex<Script>>) -> (Served, Controls) {
+    let capacity = Capacity { blocks: 2048, block_size: 16, rows: 256, logits: 64, context: CONTEXT, vocab };
+    let text = Arc::new(Text::new(&TextFiles::read(files).unwrap(), vocab, CONTEXT, &[]).unwrap());
+    let end = text.tokenizer.eos().unwrap();
+    let middle = text.tokenizer.marker("<|fim_middle|>");
+    let turn = text.tokenizer.marker("<|im_start|>");
+    let header = text.tokenizer.encode("assistant\n").unwrap().len();
+    // The answer begins after the gap's marker, or after the header of the assistant's turn and what is begun.
+    let says = move |tokens: &[u32]| {
+        let script = script.lock().unwrap();
+        let after = tokens.iter().rposition(|t| Some(*t) == middle || Some(*t) == turn);
+        let skip = match after {
+            Some(i) if Some(tokens[i]) == turn => i + 1 + header + script.begun,
+            Some(i) => i + 1,
+            None => 0,
+        };
+        *script.answer.get(tokens.len().saturating_sub(skip)).unwrap_or(&end)
+    };
+    let executor = Scripted::new(capacity).says(says);
+    let controls = executor.controls();
+    let engine = Engine::start(Box::new(executor), Config::default()).unwrap();
+    let served = Served {
+        name: name.into(),
+        aliases: Vec::new(),
+        family: Family::General,
+        text,
+        engine,
+        created: 1_700_000_000,
+        notice: None,
+    };
+    (served, controls)
+}
+
+impl Site {
+    /// A gateway that lets everybody in.
+    pub fn open() -> Self {
+        Self::with(Identity::new(Bypass::All))
+    }
+
+    pub fn with(identity: Identity) -> Self {
+        let script = Arc::new(Mutex::new(Script::default()));
+        let (ember, controls) = model("ember", &root().join("models/ember"), 4096, script.clone());
+        let plain = root().join("tests/golden/tokenizers/llama-3");
+        let (plain, _) = model("plain", &plain, 2006, script.clone());
+        let (engine, text) = (ember.engine.clone(), ember.text.clone());
+        let models = Models::new(vec![ember, plain]);
+        let shared = Shared {
+            duo: Arc::new(Gateway {
+                identity,
+                models: models.clone(),
+                defaults: Defaults::default(),
+                streaming: true,
+                patience: Duration::from_secs(60),
+            }),
+            models,
+            key: Arc::new(ApiKey::new(KEY.into())),
+            health: Arc::new(Health::default()),
+            metrics: Metrics::default(),
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (bound, address) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (models, health) = (shared.models.clone(), shared.health.clone());
+                let figures = metrics::serve("127.0.0.1:0".parse().unwrap(), &shared.metrics, models, health);
+                let figures = figures.await.unwrap();
+                let server =
+                    Server::bind("127.0.0.1:0".parse().unwrap(), Limits::default(), shared).await.unwrap();
+                bound.send((server.address().unwrap(), figures)).unwrap();
+                server
+                    .serve(async {
+                        let _ = stopped.await;
+                    })
+                    .await;
+            });
+        });
+        let (address, metrics) = address.recv().unwrap();
+        Self { address, metrics, controls, engine, text, script, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// What the models say from now on.
+    pub fn answers(&self, answer: &str) -> &Self {
+        self.answers_after("", answer)
+    }
+
+    /// The same, where the gateway begins the assistant's message itself.
+    pub fn answers_after(&self, begun: &str, answer: &str) -> &Self {
+        let tokens = |text: &str| self.text.tokenizer.encode(text).unwrap();
+        *self.script.lock().unwrap() = Script { answer: tokens(answer), begun: tokens(begun).len() };
+        self
+    }
+
+    pub fn open_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Line {
+        let json = ("content-type", "application/json");
+        let headers: Vec<_> = [json].iter().chain(headers).copied().collect();
+        Line::open(self.address, &request(method, path, &headers, body))
+    }
+
+    /// A request without a token.
+    pub fn post(&self, path: &str, body: &Value) -> Reply {
+        self.open_with("POST", path, &[], &body.to_string()).reply()
+    }
+
+    pub fn post_with(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> Reply {
+        self.open_with("POST", path, headers, &body.to_string()).reply()
+    }
+
+    pub fn get(&self, path: &str) -> Reply {
+        self.open_with("GET", path, &[], "").reply()
+    }
+
+    /// Waits until the engine holds nothing.
+    pub fn quiet(&self) {
+        while self.engine.status().running + self.engine.status().waiting + self.engine.status().blocks_used
+            > 0
+        {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = self.stop.take().map(|stop| stop.send(()));
+        self.controls.run();
+        self.controls.delay(Duration::ZERO);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        if !std::thread::panicking() {
+            assert_eq!(self.controls.violations(), Vec::<String>::new());
+        }
+    }
+}
