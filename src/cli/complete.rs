@@ -81,7 +81,7 @@ fn refused(refused: Refused) -> CliError {
         }
         Refused::Empty => CliError::new(Exit::Usage, what).fix("give some text"),
         Refused::UnknownToken { .. } => CliError::new(Exit::Failed, what),
-        Refused::Full { .. } | Refused::Stopping => CliError::new(Exit::Busy, what),
+        Refused::Full { .. } | Refused::Late { .. } | Refused::Stopping => CliError::new(Exit::Busy, what),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Who may come in (step 2 in the life of a request). The decision is made on the matched route, never on a path.
 
+use std::sync::Arc;
+
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
@@ -90,12 +92,13 @@ pub async fn check(
 }
 
 /// What is not in the table: without a credential a request does not learn that.
-pub async fn elsewhere(shared: &Shared, known: &[&str], request: &Request) -> Response {
-    if matches!(credential(&shared.key, request.headers()), Credential::Right) {
-        let path: String = request.uri().path().chars().take(100).collect();
-        return ApiError::no_such_path(request.method().as_str(), &path, known).into_response();
+pub async fn elsewhere(shared: Shared, known: Arc<[&str]>, request: Request) -> Response {
+    let (request, _) = request.into_parts();
+    if matches!(credential(&shared.key, &request.headers), Credential::Right) {
+        let path: String = request.uri.path().chars().take(100).collect();
+        return ApiError::no_such_path(request.method.as_str(), &path, &known).into_response();
     }
-    match shared.duo.identity.check(request.headers()).await {
+    match shared.duo.identity.check(&request.headers).await {
         Ok(_) => DuoError::not_found().into_response(),
         Err(refusal) => refusal.into_response(),
     }

@@ -71,10 +71,7 @@ pub fn router(shared: Shared, limits: Limits) -> Router {
     }
     let reached = shared.clone();
     let known: Arc<[&str]> = table().iter().map(|route| route.path).collect();
-    let elsewhere = move |request: Request| {
-        let (shared, known) = (reached.clone(), known.clone());
-        async move { guard::elsewhere(&shared, &known, &request).await }
-    };
+    let elsewhere = move |request: Request| guard::elsewhere(reached.clone(), known.clone(), request);
     router
         .fallback(elsewhere)
         .layer(from_fn_with_state(limits, track::body_limit))
