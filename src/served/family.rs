@@ -60,7 +60,7 @@ impl Family {
     /// The family of that name. GitLab also sends names of single models of a family.
     pub fn parse(name: &str) -> Option<Self> {
         let whole = Self::ALL.into_iter().find(|family| family.name() == name);
-        whole.or_else(|| match name {
+        whole.or(match name {
             "codestral-2501" | "codestral-2508" => Some(Codestral),
             "qwen2p5-coder-7b" => Some(Qwen),
             _ => None,
