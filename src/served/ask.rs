@@ -79,6 +79,9 @@ pub enum Failure {
     /// The step failed, or its reader was too slow.
     #[error("{0}")]
     Lost(String),
+    /// No such model is served here; the text names those that are.
+    #[error("{0}")]
+    Unknown(String),
     /// An upstream answered with this status, or with 502 could not be reached or broke off.
     #[error("{message}")]
     Upstream { status: StatusCode, message: String },
@@ -90,6 +93,7 @@ impl Failure {
         match self {
             Failure::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Failure::Late(_) => StatusCode::GATEWAY_TIMEOUT,
+            Failure::Unknown(_) => StatusCode::NOT_FOUND,
             Failure::TooLong(_) | Failure::Unable(_) => StatusCode::BAD_REQUEST,
             Failure::Stopping(_) => StatusCode::SERVICE_UNAVAILABLE,
             Failure::Lost(_) => StatusCode::INTERNAL_SERVER_ERROR,

@@ -60,6 +60,20 @@ impl Model {
         }
     }
 
+    /// Whether it was trained to fill gaps.
+    pub fn fills(&self) -> bool {
+        match self {
+            Model::Local(served) => served.text.fim.is_some(),
+        }
+    }
+
+    /// Whether it was trained for conversations.
+    pub fn chats(&self) -> bool {
+        match self {
+            Model::Local(served) => served.text.chat.is_some(),
+        }
+    }
+
     /// Prompt and answer together at most, in tokens.
     pub fn context(&self) -> u32 {
         match self {

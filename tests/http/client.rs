@@ -1,5 +1,7 @@
 //! A small HTTP client that shows what really came over the line.
 
+#![allow(dead_code)] // each test binary uses its part
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
