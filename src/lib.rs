@@ -6,6 +6,7 @@ pub mod duo;
 pub mod engine;
 pub mod nearest;
 pub mod openai;
+pub mod outbound;
 pub mod served;
 pub mod server;
 pub mod text;
