@@ -41,10 +41,7 @@ pub async fn read(request: Request) -> Result<Object, DuoError> {
 async fn collect(body: Body) -> Result<bytes::Bytes, DuoError> {
     match Limited::new(body, BODY_LIMIT).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(e) if caused_by::<LengthLimitError>(&*e) => {
-            let text = format!("The request body is larger than {BODY_LIMIT} bytes; send less context");
-            Err(DuoError::detail(StatusCode::PAYLOAD_TOO_LARGE, text))
-        }
+        Err(e) if caused_by::<LengthLimitError>(&*e) => Err(DuoError::too_large(BODY_LIMIT)),
         Err(e) if caused_by::<BodyTimeout>(&*e) => {
             Err(DuoError::detail(StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time"))
         }

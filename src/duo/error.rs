@@ -52,6 +52,11 @@ impl DuoError {
         Self::detail(StatusCode::NOT_FOUND, "Not Found")
     }
 
+    pub fn too_large(limit: usize) -> Self {
+        let text = format!("The request body is larger than {limit} bytes; send less context");
+        Self::detail(StatusCode::PAYLOAD_TOO_LARGE, text)
+    }
+
     pub fn method() -> Self {
         Self::detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
     }

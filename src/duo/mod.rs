@@ -8,8 +8,10 @@
 pub mod body;
 pub mod choice;
 pub mod client;
+mod embeddings;
 pub mod error;
 pub mod identity;
+mod monitoring;
 pub mod stream;
 
 use std::time::Duration;
@@ -30,7 +32,14 @@ pub struct Gateway {
     pub patience: Duration,
 }
 
+impl Gateway {
+    /// Whether requests would be served.
+    pub fn ready(&self) -> bool {
+        self.models.ready()
+    }
+}
+
 /// This dialect's rows of the table of routes.
 pub fn rows() -> Vec<Route> {
-    Vec::new()
+    [monitoring::rows(), embeddings::rows()].into_iter().flatten().collect()
 }

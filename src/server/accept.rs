@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -14,8 +15,9 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tower::ServiceExt;
 
-use super::Limits;
+use super::{Limits, path};
 
 /// How long sent bytes may stay unacknowledged, or the client's window closed.
 const UNREAD: Duration = Duration::from_secs(60);
@@ -47,7 +49,8 @@ pub async fn run(listener: TcpListener, router: Router, limits: Limits, drained:
                 continue;
             }
         };
-        let service = TowerToHyperService::new(router.clone());
+        let routes = router.clone().map_request(path::normalise::<Incoming>);
+        let service = TowerToHyperService::new(routes);
         let watcher = graceful.watcher();
         tokio::spawn(async move {
             let _permit = permit;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use subtle::ConstantTimeEq;
 
 use super::Shared;
@@ -92,14 +92,21 @@ pub async fn check(
 }
 
 /// What is not in the table: without a credential a request does not learn that.
-pub async fn elsewhere(shared: Shared, known: Arc<[&str]>, request: Request) -> Response {
+pub async fn elsewhere(shared: Shared, known: Arc<[(&str, Access)]>, request: Request) -> Response {
     let (request, _) = request.into_parts();
+    let path = request.uri.path();
     if matches!(credential(&shared.key, &request.headers), Credential::Right) {
-        let path: String = request.uri.path().chars().take(100).collect();
+        let path: String = path.chars().take(100).collect();
+        let known: Vec<&str> = known.iter().map(|(path, _)| *path).collect();
         return ApiError::no_such_path(request.method.as_str(), &path, &known).into_response();
     }
-    match shared.duo.identity.check(&request.headers).await {
-        Ok(_) => DuoError::not_found().into_response(),
-        Err(refusal) => refusal.into_response(),
+    if let Err(refusal) = shared.duo.identity.check(&request.headers).await {
+        return refusal.into_response();
     }
+    let shorter = path.strip_suffix('/').unwrap_or_default();
+    if known.iter().any(|(path, access)| *path == shorter && *access == Access::GitLab) {
+        let query = request.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        return Redirect::temporary(&format!("{shorter}{query}")).into_response();
+    }
+    DuoError::not_found().into_response()
 }

@@ -5,9 +5,12 @@
 
 pub mod accept;
 pub mod body;
+pub mod cors;
+pub mod dialect;
 pub mod guard;
 pub mod health;
 pub mod metrics;
+pub mod path;
 pub mod routes;
 pub mod track;
 

@@ -5,43 +5,57 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::header;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 
+use super::dialect::Dialect;
 use super::guard::{self, Access};
-use super::{Limits, Shared, health, track};
-use crate::duo::{self, error::DuoError};
-use crate::openai;
-use crate::openai::error::ApiError;
+use super::{Limits, Shared, cors, health, track};
+use crate::{duo, openai};
 
 /// One row.
 pub struct Route {
     pub method: &'static str,
     pub path: &'static str,
     pub access: Access,
+    /// In whose words it refuses.
+    pub dialect: Dialect,
     /// Refused while the server is draining.
     pub work: bool,
     endpoint: MethodRouter<Shared>,
 }
 
 impl Route {
-    /// A row of the GitLab dialect that makes a model work.
+    /// A row of the GitLab dialect that needs a token and makes a model work.
     pub fn gitlab(method: &'static str, path: &'static str, endpoint: MethodRouter<Shared>) -> Self {
-        Self { method, path, access: Access::GitLab, work: true, endpoint }
+        Self { method, path, access: Access::GitLab, dialect: Dialect::GitLab, work: true, endpoint }
+    }
+
+    /// A row of the GitLab dialect that anybody may ask.
+    pub fn open(method: &'static str, path: &'static str, endpoint: MethodRouter<Shared>) -> Self {
+        Self { method, path, access: Access::Open, dialect: Dialect::GitLab, work: false, endpoint }
     }
 }
 
 /// Every path that this server answers. Anything else is [`guard::elsewhere`].
 pub fn table() -> Vec<Route> {
     use Access::{Key, Open};
-    let row = |method, path, access, work, endpoint| Route { method, path, access, work, endpoint };
+    let row = |method, path, access, work, endpoint| Route {
+        method,
+        path,
+        access,
+        dialect: Dialect::OpenAi,
+        work,
+        endpoint,
+    };
     let mut table = vec![
         row("POST", "/v1/completions", Key, true, post(openai::completions::post)),
         row("POST", "/v1/chat/completions", Key, true, post(openai::chat::post)),
         row("GET", "/v1/models", Key, false, get(openai::models::list)),
-        row("GET", "/v1/models/{id}", Key, false, get(openai::models::get)),
+        row("GET", "/v1/models/{*id}", Key, false, get(openai::models::get)),
+        // GitLab appends `/v1/models` to a model's endpoint, which its administrators enter with `/v1`.
+        row("GET", "/v1/v1/models", Key, false, get(openai::models::list)),
         row("POST", "/tokenize", Key, true, post(openai::tokenize::tokenize)),
         row("POST", "/detokenize", Key, true, post(openai::tokenize::detokenize)),
         row("GET", "/health/live", Open, false, get(health::live)),
@@ -55,34 +69,37 @@ pub fn table() -> Vec<Route> {
 pub fn router(shared: Shared, limits: Limits) -> Router {
     let mut router = Router::new();
     for route in table() {
-        let (method, access) = (route.method, route.access);
+        let (method, dialect) = (route.method, route.dialect);
         let mut endpoint = route.endpoint.fallback(move |request: Request| async move {
-            if access == Access::GitLab {
-                return ([(header::ALLOW, method)], DuoError::method()).into_response();
-            }
             let path: String = request.uri().path().chars().take(100).collect();
-            ApiError::method(request.method().as_str(), &path, method).into_response()
+            dialect.method(request.method().as_str(), &path, method)
         });
         if route.work {
-            endpoint = endpoint.layer(from_fn_with_state(shared.clone(), refuse_draining));
+            endpoint = endpoint.layer(from_fn_with_state((shared.clone(), dialect), refuse_draining));
         }
-        let guarded = endpoint.layer(from_fn_with_state((access, shared.clone()), guard::check));
+        let guarded = endpoint
+            .layer(from_fn_with_state((limits, dialect), track::body_limit))
+            .layer(from_fn_with_state((route.access, shared.clone()), guard::check))
+            .layer(from_fn_with_state(dialect, track::panics));
         router = router.route(route.path, guarded);
     }
     let reached = shared.clone();
-    let known: Arc<[&str]> = table().iter().map(|route| route.path).collect();
+    let known: Arc<[(&str, Access)]> = table().iter().map(|route| (route.path, route.access)).collect();
     let elsewhere = move |request: Request| guard::elsewhere(reached.clone(), known.clone(), request);
     router
         .fallback(elsewhere)
-        .layer(from_fn_with_state(limits, track::body_limit))
-        .layer(from_fn(track::panics))
+        .layer(from_fn(cors::check))
         .layer(from_fn_with_state(shared.clone(), track::request))
         .with_state(shared)
 }
 
-async fn refuse_draining(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+async fn refuse_draining(
+    State((shared, dialect)): State<(Shared, Dialect)>,
+    request: Request,
+    next: Next,
+) -> Response {
     match shared.health.draining() {
-        true => ApiError::draining().into_response(),
+        true => dialect.draining(),
         false => next.run(request).await,
     }
 }

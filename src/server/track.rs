@@ -8,15 +8,18 @@ use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use futures::FutureExt;
+use tracing::Instrument;
 
 use super::body::{Timed, With};
+use super::dialect::Dialect;
 use super::{Limits, Shared};
 use crate::openai::BODY_LIMIT;
-use crate::openai::error::ApiError;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
+/// Seconds from the request's headers to the answer's.
+const PROCESS_TIME: HeaderName = HeaderName::from_static("x-process-time");
 
 /// The id of a request: the client's own where it is sane, else a new one. In the answer and in every log line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +39,9 @@ impl RequestId {
     }
 }
 
+/// Any visible text: correlation ids come in many forms, and no log line can be broken by one.
 fn sane(id: &str) -> bool {
-    (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
+    (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
 }
 
 /// A request from its first byte to the last byte of its answer.
@@ -80,8 +84,13 @@ pub async fn request(State(shared): State<Shared>, mut request: Request, next: N
         begin: Instant::now(),
     };
     request.extensions_mut().insert(id.clone());
-    let mut response = next.run(request).await;
+    let span = tracing::info_span!("request", id = %id.0);
+    let mut response = next.run(request).instrument(span).await;
     flight.status = response.status();
+    let seconds = format!("{:.6}", flight.begin.elapsed().as_secs_f64());
+    if let Ok(value) = HeaderValue::from_str(&seconds) {
+        response.headers_mut().insert(PROCESS_TIME, value);
+    }
     if let Ok(value) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert(HEADER, value);
     }
@@ -92,24 +101,25 @@ pub async fn request(State(shared): State<Shared>, mut request: Request, next: N
 }
 
 /// Bodies that say that they are too large are refused unread; the others are counted while they are read.
-pub async fn body_limit(State(limits): State<Limits>, request: Request, next: Next) -> Response {
+pub async fn body_limit(
+    State((limits, dialect)): State<(Limits, Dialect)>,
+    request: Request,
+    next: Next,
+) -> Response {
     let length =
         request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > BODY_LIMIT as u64) {
-        let mut response = ApiError::body_too_large(BODY_LIMIT).into_response();
+        let mut response = dialect.too_large(BODY_LIMIT);
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         return response;
     }
     next.run(request.map(|body| Body::new(Timed::new(body, limits.body)))).await
 }
 
-/// A panic of ours costs its request and nothing else. Its text may hold pieces of the request and stays out of the
-/// answer.
-pub async fn panics(request: Request, next: Next) -> Response {
+/// A panic of ours costs its request and nothing else.
+pub async fn panics(State(dialect): State<Dialect>, request: Request, next: Next) -> Response {
     match std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
-        Err(_) => {
-            ApiError::failed("The server failed on this request; its log has the place.").into_response()
-        }
+        Err(_) => dialect.broken(),
     }
 }

@@ -3,4 +3,5 @@
 
 #[path = "../http/client.rs"]
 mod client;
+mod edge;
 mod site;

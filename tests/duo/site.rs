@@ -92,6 +92,11 @@ impl Site {
         Self::with(Identity::new(Bypass::All))
     }
 
+    /// A gateway that knows no GitLab: every token is refused.
+    pub fn closed() -> Self {
+        Self::with(Identity::new(Bypass::Off))
+    }
+
     pub fn with(identity: Identity) -> Self {
         let script = Arc::new(Mutex::new(Script::default()));
         let (ember, controls) = model("ember", &root().join("models/ember"), 4096, script.clone());

@@ -79,6 +79,13 @@ impl Line {
         }
     }
 
+    /// The status alone: an answer to HEAD has no body however long it says it is.
+    pub fn status(mut self) -> u16 {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).unwrap();
+        line.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
     /// Whether the server closed the connection without an answer.
     pub fn closed(mut self) -> bool {
         let mut rest = Vec::new();
