@@ -15,7 +15,7 @@ use crate::duo::Gateway;
 use crate::duo::choice::Defaults;
 use crate::duo::identity::{Bypass, Identity};
 use crate::served::Models;
-use crate::server::{ApiKey, Health, Limits, Metrics, Server, Shared, metrics};
+use crate::server::{self, ApiKey, Health, Limits, Metrics, Server, Shared};
 
 #[derive(Args)]
 pub struct Serve {
@@ -63,18 +63,20 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         }
         let models = load::all(&settings)?;
         let models = Models::new(models);
+        let metrics = Metrics::default();
         let shared = Shared {
             duo: Arc::new(Gateway {
                 identity: Identity::new(Bypass::Off),
                 models: models.clone(),
                 defaults: Defaults::default(),
+                figures: metrics.duo.clone(),
                 streaming: true,
                 patience: Duration::from_secs(60),
             }),
             models,
             key: Arc::new(ApiKey::new(key.expose().to_owned())),
             health: Arc::new(Health::default()),
-            metrics: Metrics::default(),
+            metrics,
         };
         let limits = Limits {
             connections: settings.connections,
@@ -86,7 +88,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         let notices: Vec<String> = shared.models.iter().filter_map(|m| m.notice.clone()).collect();
         if let Some(address) = settings.metrics {
             let (models, health) = (shared.models.clone(), shared.health.clone());
-            let bound = metrics::serve(address, &shared.metrics, models, health).await;
+            let bound = server::metrics::serve(address, &shared.metrics, models, health).await;
             let bound = bound.map_err(|e| port(address, &e))?;
             eprintln!("metrics: http://{bound}/metrics");
         }

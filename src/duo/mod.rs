@@ -10,15 +10,18 @@ pub mod choice;
 pub mod client;
 mod embeddings;
 pub mod error;
+pub mod figures;
 pub mod identity;
 mod monitoring;
 pub mod stream;
 
 use std::time::Duration;
 
-use crate::served::Models;
+use crate::served::ask::{Answer, Ask, Failure};
+use crate::served::{Model, Models};
 use crate::server::routes::Route;
 use choice::Defaults;
+use figures::Figures;
 use identity::Identity;
 
 /// What the routes of this dialect share.
@@ -26,6 +29,7 @@ pub struct Gateway {
     pub identity: Identity,
     pub models: Models,
     pub defaults: Defaults,
+    pub figures: Figures,
     /// Off: an answer is sent whole even where a stream was asked for.
     pub streaming: bool,
     /// How long GitLab waits for chat and prompts.
@@ -33,6 +37,11 @@ pub struct Gateway {
 }
 
 impl Gateway {
+    /// Asks a model and counts what comes of it.
+    pub async fn ask(&self, model: &Model, ask: Ask) -> Result<Answer, Failure> {
+        self.figures.ask(model, ask).await
+    }
+
     /// Whether requests would be served.
     pub fn ready(&self) -> bool {
         self.models.ready()

@@ -23,6 +23,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
 use super::{Health, Limits, accept};
+use crate::duo::figures::Figures;
 use crate::engine::handle::Status;
 use crate::served::Models;
 
@@ -33,6 +34,10 @@ type Labels = Vec<(&'static str, String)>;
 pub struct Metrics {
     requests: Family<Labels, Counter>,
     seconds: Family<Labels, Histogram, fn() -> Histogram>,
+    /// The same under the original gateway's name.
+    handlers: Family<Labels, Histogram, fn() -> Histogram>,
+    /// What the GitLab dialect counts.
+    pub duo: Figures,
 }
 
 /// From a refusal to a long answer.
@@ -42,25 +47,39 @@ fn seconds() -> Histogram {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self { requests: Family::default(), seconds: Family::new_with_constructor(seconds) }
+        let coarse = || Histogram::new([0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]);
+        Self {
+            requests: Family::default(),
+            seconds: Family::new_with_constructor(seconds),
+            handlers: Family::new_with_constructor(coarse),
+            duo: Figures::default(),
+        }
     }
 }
 
 impl Metrics {
     /// An answer was sent to its end, or its client left. `route` is a row of the table.
-    pub fn request(&self, route: &str, status: StatusCode, time: Duration) {
+    pub fn request(&self, method: &str, route: &str, status: StatusCode, time: Duration) {
+        let status_text = status.as_u16().to_string();
+        let handler = [("handler", route), ("method", method), ("status", status_text.as_str())];
+        let handler = handler.map(|(name, value)| (name, value.to_owned())).to_vec();
+        self.handlers.get_or_create(&handler).observe(time.as_secs_f64());
         let route = ("route", route.to_owned());
-        self.requests.get_or_create(&vec![route.clone(), ("status", status.as_u16().to_string())]).inc();
+        self.requests.get_or_create(&vec![route.clone(), ("status", status_text)]).inc();
         self.seconds.get_or_create(&vec![route]).observe(time.as_secs_f64());
     }
 
     fn registry(&self, models: Models, health: Arc<Health>) -> Registry {
-        let mut registry = Registry::with_prefix("hearth");
+        let mut all = Registry::default();
+        let help = "From a request's headers to the end of its answer";
+        all.register("http_request_duration_seconds", help, self.handlers.clone());
+        self.duo.register(&mut all);
+        let registry = all.sub_registry_with_prefix("hearth");
         registry.register("requests", "Answers sent, by route and status", self.requests.clone());
         let help = "From a request's headers to the end of its answer, in seconds";
         registry.register("request_seconds", help, self.seconds.clone());
         registry.register_collector(Box::new(Engines { models, health }));
-        registry
+        all
     }
 }
 

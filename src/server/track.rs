@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use futures::FutureExt;
@@ -44,6 +44,47 @@ fn sane(id: &str) -> bool {
     (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
 }
 
+/// What a caller says of itself, for the log line: under the original gateway's names, cut and free of control
+/// characters. Absent headers are absent fields.
+#[derive(Default)]
+struct Said(Vec<(&'static str, String)>);
+
+impl Said {
+    const HEADERS: [(&str, &str); 7] = [
+        ("gitlab_version", "x-gitlab-version"),
+        ("gitlab_host_name", "x-gitlab-host-name"),
+        ("gitlab_instance_id", "x-gitlab-instance-id"),
+        ("gitlab_realm", "x-gitlab-realm"),
+        ("gitlab_feature_enablement_type", "x-gitlab-feature-enablement-type"),
+        ("gitlab_language_server_version", "x-gitlab-language-server-version"),
+        ("user_agent", "user-agent"),
+    ];
+
+    fn of(headers: &HeaderMap) -> Self {
+        let said = Self::HEADERS.iter().filter_map(|(name, header)| {
+            let text = headers.get(*header)?.to_str().ok()?;
+            Some((*name, text.chars().filter(|c| !c.is_control()).take(100).collect::<String>()))
+        });
+        let mut said: Vec<_> = said.filter(|(_, text)| !text.is_empty()).collect();
+        if let Some(sent) =
+            headers.get("x-gitlab-rails-send-start").and_then(|v| v.to_str().ok()?.parse::<f64>().ok())
+        {
+            let now = std::time::UNIX_EPOCH.elapsed().map_or(0.0, |now| now.as_secs_f64());
+            said.push(("duration_request", format!("{:.3}", now - sent)));
+        }
+        Self(said)
+    }
+}
+
+impl std::fmt::Display for Said {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (i, (name, text)) in self.0.iter().enumerate() {
+            write!(f, "{}{name}={text:?}", if i == 0 { "" } else { " " })?;
+        }
+        Ok(())
+    }
+}
+
 /// A request from its first byte to the last byte of its answer.
 struct Flight {
     shared: Shared,
@@ -53,19 +94,29 @@ struct Flight {
     route: String,
     status: StatusCode,
     begin: Instant,
+    said: Said,
+}
+
+/// A method as a label: a caller may invent others.
+fn known(method: &Method) -> &str {
+    match *method {
+        Method::GET | Method::POST | Method::HEAD | Method::OPTIONS => method.as_str(),
+        _ => "other",
+    }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
         let time = self.begin.elapsed();
         self.shared.health.end();
-        self.shared.metrics.request(&self.route, self.status, time);
+        self.shared.metrics.request(known(&self.method), &self.route, self.status, time);
         tracing::info!(
             id = %self.id.0,
             method = %self.method,
             route = %self.route,
             status = self.status.as_u16(),
             ms = time.as_millis() as u64,
+            said = %self.said,
             "request"
         );
     }
@@ -82,6 +133,7 @@ pub async fn request(State(shared): State<Shared>, mut request: Request, next: N
         // What is logged when the client leaves before there is an answer; nginx's code for it.
         status: StatusCode::from_u16(499).expect("bug: 499 is a status"),
         begin: Instant::now(),
+        said: Said::of(request.headers()),
     };
     request.extensions_mut().insert(id.clone());
     let span = tracing::info_span!("request", id = %id.0);

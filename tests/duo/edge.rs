@@ -140,3 +140,25 @@ fn the_model_list_stands_where_gitlab_looks_for_it() {
         assert_eq!(reply.json()["data"][0]["id"], "ember");
     }
 }
+
+#[test]
+fn figures_have_the_names_of_the_original_gateway() {
+    let site = Site::closed();
+    ask(&site, "GET", "/monitoring/healthz", &[]);
+    let text = Line::open(site.metrics, &request("GET", "/metrics", &[], "")).reply().body;
+    let handler =
+        r#"http_request_duration_seconds_count{handler="/monitoring/healthz",method="GET",status="200"} 1"#;
+    assert!(text.contains(handler), "{text}");
+    for name in [
+        "model_inferences_in_flight",
+        "model_max_total_tokens",
+        "model_inferences",
+        "inference_request_duration_seconds",
+        "inference_input_tokens",
+        "inference_output_tokens",
+        "inference_total_tokens",
+        "code_suggestions_prompt_language",
+    ] {
+        assert!(text.contains(&format!("# HELP {name} ")), "{name} in {text}");
+    }
+}

@@ -17,7 +17,7 @@ use hearth::engine::handle::{Config, Engine, Handle};
 use hearth::engine::scripted::{Controls, Scripted};
 use hearth::served::family::Family;
 use hearth::served::{Models, Served};
-use hearth::server::{ApiKey, Health, Limits, Metrics, Server, Shared, metrics};
+use hearth::server::{self, ApiKey, Health, Limits, Metrics, Server, Shared};
 use hearth::text::{Text, TextFiles};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -91,18 +91,20 @@ impl Site {
         let (plain, _) = model("plain", &plain, 2006, config);
         let (engine, text) = (ember.engine.clone(), ember.text.clone());
         let models = Models::new(vec![ember, plain]);
+        let metrics = Metrics::default();
         let shared = Shared {
             duo: Arc::new(Gateway {
                 identity: Identity::new(Bypass::Off),
                 models: models.clone(),
                 defaults: Defaults::default(),
+                figures: metrics.duo.clone(),
                 streaming: true,
                 patience: Duration::from_secs(60),
             }),
             models,
             key: Arc::new(ApiKey::new(KEY.into())),
             health: Arc::new(Health::default()),
-            metrics: Metrics::default(),
+            metrics,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (bound, address) = std::sync::mpsc::channel();
@@ -111,7 +113,8 @@ impl Site {
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
                 let (models, health) = (shared.models.clone(), shared.health.clone());
-                let figures = metrics::serve("127.0.0.1:0".parse().unwrap(), &shared.metrics, models, health);
+                let figures =
+                    server::metrics::serve("127.0.0.1:0".parse().unwrap(), &shared.metrics, models, health);
                 let figures = figures.await.unwrap();
                 let server =
                     Server::bind("127.0.0.1:0".parse().unwrap(), options.limits, shared).await.unwrap();
