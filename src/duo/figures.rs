@@ -13,8 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::served::Model;
 use crate::served::ask::{Answer, Ask, Failure, Piece};
+use crate::served::{Model, Models};
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -35,6 +35,10 @@ fn seconds() -> Histogram {
     Histogram::new([0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0])
 }
 
+fn model_labels(model: &Model) -> Labels {
+    vec![("model_name", model.name().to_owned())]
+}
+
 impl Default for Figures {
     fn default() -> Self {
         Self {
@@ -51,7 +55,17 @@ impl Default for Figures {
 }
 
 impl Figures {
-    pub fn register(&self, registry: &mut Registry) {
+    /// Every model's rows are there from the beginning, at nought.
+    pub fn register(&self, registry: &mut Registry, models: &Models) {
+        for model in models.all() {
+            let labels = model_labels(&model);
+            self.context.get_or_create(&labels).set(i64::from(model.context()));
+            self.in_flight.get_or_create(&labels);
+            self.seconds.get_or_create(&labels);
+            for counter in [&self.inferences, &self.input, &self.output, &self.total] {
+                counter.get_or_create(&labels);
+            }
+        }
         let rows = "Requests that a model works on";
         registry.register("model_inferences_in_flight", rows, self.in_flight.clone());
         registry.register("model_max_total_tokens", "Prompt and answer at most", self.context.clone());
@@ -73,8 +87,7 @@ impl Figures {
 
     /// Asks a model and counts what comes of it.
     pub async fn ask(&self, model: &Model, ask: Ask) -> Result<Answer, Failure> {
-        let labels = vec![("model_name", model.name().to_owned())];
-        self.context.get_or_create(&labels).set(i64::from(model.context()));
+        let labels = model_labels(model);
         self.inferences.get_or_create(&labels).inc();
         self.in_flight.get_or_create(&labels).inc();
         let flight = Flight { figures: self.clone(), labels, begin: Instant::now() };

@@ -73,7 +73,7 @@ impl Metrics {
         let mut all = Registry::default();
         let help = "From a request's headers to the end of its answer";
         all.register("http_request_duration_seconds", help, self.handlers.clone());
-        self.duo.register(&mut all);
+        self.duo.register(&mut all, &models);
         let registry = all.sub_registry_with_prefix("hearth");
         registry.register("requests", "Answers sent, by route and status", self.requests.clone());
         let help = "From a request's headers to the end of its answer, in seconds";

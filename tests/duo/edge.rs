@@ -157,7 +157,6 @@ fn figures_have_the_names_of_the_original_gateway() {
         "inference_input_tokens",
         "inference_output_tokens",
         "inference_total_tokens",
-        "code_suggestions_prompt_language",
     ] {
         assert!(text.contains(&format!("# HELP {name} ")), "{name} in {text}");
     }
