@@ -60,10 +60,10 @@ impl Figures {
         for model in models.all() {
             let labels = model_labels(&model);
             self.context.get_or_create(&labels).set(i64::from(model.context()));
-            self.in_flight.get_or_create(&labels);
-            self.seconds.get_or_create(&labels);
+            drop(self.in_flight.get_or_create(&labels));
+            drop(self.seconds.get_or_create(&labels));
             for counter in [&self.inferences, &self.input, &self.output, &self.total] {
-                counter.get_or_create(&labels);
+                drop(counter.get_or_create(&labels));
             }
         }
         let rows = "Requests that a model works on";
