@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use subtle::ConstantTimeEq;
 
 use super::Shared;
@@ -39,6 +41,8 @@ pub enum Access {
     Open,
     /// The API key, as `Authorization: Bearer KEY` or `x-api-key: KEY`. Refusals are OpenAI's error object.
     Key,
+    /// The API key, also as the password of HTTP's basic scheme, so that a browser can ask for it.
+    Page,
     /// A token that GitLab signed, or one of the gateway's own for editors. Refusals are `{"error"}`. The route asks
     /// for scopes itself, after it has read the body.
     GitLab,
@@ -68,6 +72,22 @@ fn bearer(value: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
+/// Makes a browser ask for a name, which does not matter, and for the key.
+const ASK: HeaderValue = HeaderValue::from_static("Basic realm=\"hearth: the API key is the password\"");
+
+fn page_credential(key: &ApiKey, headers: &HeaderMap) -> Credential {
+    let basic = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| {
+        let (scheme, given) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("basic").then_some(given.trim())
+    });
+    let Some(basic) = basic else { return credential(key, headers) };
+    let decoded = BASE64.decode(basic).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    match decoded.as_deref().and_then(|pair| pair.split_once(':')).is_some_and(|(_, given)| key.is(given)) {
+        true => Credential::Right,
+        false => Credential::Wrong,
+    }
+}
+
 /// Lets a request through to its route, or not.
 pub async fn check(
     State((access, shared)): State<(Access, Shared)>,
@@ -80,6 +100,18 @@ pub async fn check(
             Credential::Right => next.run(request).await,
             Credential::Wrong => ApiError::wrong_key().into_response(),
             Credential::None => ApiError::no_key().into_response(),
+        },
+        Access::Page => match page_credential(&shared.key, request.headers()) {
+            Credential::Right => next.run(request).await,
+            refused => {
+                let error = match refused {
+                    Credential::Wrong => ApiError::wrong_key(),
+                    _ => ApiError::no_key(),
+                };
+                let mut response = error.into_response();
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, ASK);
+                response
+            }
         },
         Access::GitLab => match shared.duo.identity.check(request.headers()).await {
             Ok(caller) => {

@@ -7,6 +7,7 @@ pub mod accept;
 pub mod body;
 pub mod cors;
 pub mod dialect;
+mod docs;
 pub mod guard;
 pub mod health;
 pub mod metrics;

@@ -11,7 +11,7 @@ use axum::routing::{MethodRouter, get, post};
 
 use super::dialect::Dialect;
 use super::guard::{self, Access};
-use super::{Limits, Shared, cors, health, track};
+use super::{Limits, Shared, cors, docs, health, track};
 use crate::{duo, openai};
 
 /// One row.
@@ -40,7 +40,7 @@ impl Route {
 
 /// Every path that this server answers. Anything else is [`guard::elsewhere`].
 pub fn table() -> Vec<Route> {
-    use Access::{Key, Open};
+    use Access::{Key, Open, Page};
     let row = |method, path, access, work, endpoint| Route {
         method,
         path,
@@ -58,6 +58,9 @@ pub fn table() -> Vec<Route> {
         row("GET", "/v1/v1/models", Key, false, get(openai::models::list)),
         row("POST", "/tokenize", Key, true, post(openai::tokenize::tokenize)),
         row("POST", "/detokenize", Key, true, post(openai::tokenize::detokenize)),
+        row("GET", "/openapi.json", Page, false, get(docs::document)),
+        row("GET", "/docs", Page, false, get(docs::page)),
+        row("GET", "/docs/{*file}", Page, false, get(docs::file)),
         row("GET", "/health/live", Open, false, get(health::live)),
         row("GET", "/health/ready", Open, false, get(health::ready)),
         row("GET", "/health/startup", Open, false, get(health::startup)),

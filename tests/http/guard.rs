@@ -17,7 +17,7 @@ fn the_table_of_routes() {
     // The GitLab dialect's rows have a table of their own, with a test for each.
     let own = table().into_iter().filter(|r| r.dialect == Dialect::OpenAi);
     let rows: Vec<_> = own.map(|r| (r.method, r.path, r.access)).collect();
-    use Access::{Key, Open};
+    use Access::{Key, Open, Page};
     assert_eq!(
         rows,
         [
@@ -28,6 +28,9 @@ fn the_table_of_routes() {
             ("GET", "/v1/v1/models", Key),
             ("POST", "/tokenize", Key),
             ("POST", "/detokenize", Key),
+            ("GET", "/openapi.json", Page),
+            ("GET", "/docs", Page),
+            ("GET", "/docs/{*file}", Page),
             ("GET", "/health/live", Open),
             ("GET", "/health/ready", Open),
             ("GET", "/health/startup", Open),
@@ -42,7 +45,7 @@ fn every_route_asks_for_its_credential() {
     let longer = format!("Bearer {KEY}x");
     let basic = format!("Basic {KEY}");
     for route in table() {
-        let path = route.path.replace("{*id}", "ember");
+        let path = route.path.replace("{*id}", "ember").replace("{*file}", "index.html");
         for (headers, code) in [
             (vec![], "missing_api_key"),
             (vec![("authorization", "Bearer wrong")], "invalid_api_key"),
@@ -63,10 +66,11 @@ fn every_route_asks_for_its_credential() {
                         assert_eq!(reply.status, 401, "{method} {path} {headers:?}");
                         assert!(reply.json()["error"].is_string(), "{method} {path} {}", reply.body);
                     }
-                    Access::Key => {
+                    Access::Key | Access::Page => {
                         assert_eq!(reply.status, 401, "{method} {path} {headers:?}");
                         assert_eq!(reply.json()["error"]["code"], code, "{method} {path} {headers:?}");
-                        assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
+                        let scheme = if route.access == Access::Key { "Bearer" } else { "Basic " };
+                        assert!(reply.header("www-authenticate").unwrap().starts_with(scheme));
                     }
                 }
             }
@@ -138,4 +142,40 @@ fn a_request_keeps_its_id_if_it_is_sane() {
     let headers = [("x-api-key", KEY), ("x-request-id", "mine"), ("content-type", "application/json")];
     let reply = Line::open(site.address, &request("POST", "/v1/completions", &headers, &body)).reply();
     assert_eq!(reply.json()["id"], Value::from("cmpl-mine"));
+}
+
+#[test]
+fn the_pages_take_the_key_as_a_browser_sends_it() {
+    use base64::Engine;
+    let site = Site::start();
+    let basic = |pair: &str| format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair));
+    let get = |path: &str, value: &str| ask(&site, "GET", path, &[("authorization", value)]);
+    assert_eq!(get("/docs", &basic(&format!("anybody:{KEY}"))).status, 308);
+    let page = get("/docs/index.html", &basic(&format!(":{KEY}")));
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html")));
+    assert!(page.header("content-security-policy").unwrap().starts_with("default-src 'self'"));
+    assert!(!page.body.contains("https://"), "the page loads from elsewhere: {}", page.body);
+    assert_eq!(get("/docs/none.js", &basic(&format!(":{KEY}"))).status, 404);
+    for wrong in [basic(KEY), basic("anybody:wrong"), "Basic !".to_owned()] {
+        assert_eq!(get("/docs", &wrong).status, 401, "{wrong}");
+    }
+    // The other routes take the key as a key only.
+    assert_eq!(get("/v1/models", &basic(&format!(":{KEY}"))).status, 401);
+}
+
+#[test]
+fn the_openapi_document_names_every_row_of_the_table_and_nothing_else() {
+    let site = Site::start();
+    let document = site.get("/openapi.json").json();
+    let mut written: Vec<(String, String)> = Vec::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys() {
+            written.push((method.to_uppercase(), path.clone()));
+        }
+    }
+    let plain = |path: &str| path.replace("{*", "{");
+    let mut rows: Vec<_> = table().iter().map(|r| (r.method.to_owned(), plain(r.path))).collect();
+    written.sort();
+    rows.sort();
+    assert_eq!(written, rows);
 }
