@@ -11,8 +11,10 @@ pub mod client;
 mod embeddings;
 pub mod error;
 pub mod figures;
+mod fit;
 pub mod identity;
 mod monitoring;
+pub mod prompts;
 pub mod stream;
 
 use std::time::Duration;
@@ -50,5 +52,5 @@ impl Gateway {
 
 /// This dialect's rows of the table of routes.
 pub fn rows() -> Vec<Route> {
-    [monitoring::rows(), embeddings::rows()].into_iter().flatten().collect()
+    [monitoring::rows(), embeddings::rows(), prompts::rows()].into_iter().flatten().collect()
 }

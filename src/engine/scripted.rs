@@ -341,7 +341,8 @@ impl Scripted {
             None => chain,
         };
         let sampling = row.sampling;
-        let drawn = if sampling.temperature == 0.0 {
+        // A script is said at any temperature.
+        let drawn = if sampling.temperature == 0.0 || self.says.is_some() {
             greedy
         } else {
             let counter = u64::from(row.choice) << 32 | u64::from(row.position);

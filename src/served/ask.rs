@@ -24,6 +24,8 @@ pub struct Ask {
     pub temperature: f32,
     pub top_p: f32,
     pub stops: Vec<String>,
+    /// The form of the answer, as a grammar in llguidance's notation.
+    pub grammar: Option<Arc<str>>,
     /// How long the caller waits. What cannot begin by then is refused, and what has not ended by then fails.
     pub patience: Option<Duration>,
 }
@@ -31,7 +33,16 @@ pub struct Ask {
 impl Ask {
     /// Greedy, with no other condition.
     pub fn new(id: Arc<str>, input: Input, max_tokens: u32) -> Self {
-        Self { id, input, max_tokens, temperature: 0.0, top_p: 1.0, stops: Vec::new(), patience: None }
+        Self {
+            id,
+            input,
+            max_tokens,
+            temperature: 0.0,
+            top_p: 1.0,
+            stops: Vec::new(),
+            grammar: None,
+            patience: None,
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use super::ask::{Answer, Ask, Failure, Input, Message, Piece, Usage};
 use crate::engine::request::{Refused, Request, Sampling};
 use crate::text::chat::ChatError;
 use crate::text::generation::{Generation, Output, Shape};
+use crate::text::grammar::GrammarError;
 use crate::text::tokenizer::TokenizerError;
 
 impl Served {
@@ -25,6 +26,10 @@ impl Served {
                 self.context()
             )));
         }
+        let mask = match ask.grammar {
+            Some(grammar) => Some(self.text.grammar(grammar).await.map_err(form)?),
+            None => None,
+        };
         let mut stop_tokens: Vec<u32> = self.text.ends.iter().copied().chain(ends).collect();
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
@@ -47,6 +52,7 @@ impl Served {
             max_tokens: ask.max_tokens.min(room),
             stop_tokens: shape.stop_tokens.clone(),
             deadline: ask.patience,
+            mask,
             ..Request::new(prompt.clone())
         };
         let tokens = self.engine.submit(request).map_err(refused)?;
@@ -72,6 +78,10 @@ impl Served {
                 None => Ok((self.text.encode(prefix, true).await.map_err(tokens)?, Vec::new())),
             },
             Input::Chat { messages, begun } => {
+                let messages = match &self.text.chat {
+                    Some(template) if !template.takes_system => without_system(messages),
+                    _ => messages,
+                };
                 let mut prompt = match self.text.chat(messages.clone()).await {
                     Some(prompt) => prompt.map_err(chat)?.tokens,
                     None => self.text.encode(transcript(&messages), true).await.map_err(tokens)?,
@@ -83,6 +93,20 @@ impl Served {
             }
         }
     }
+}
+
+/// The messages for a model whose chat template has no system role (CodeGemma, the first Mistral models): what the system
+/// says stands in front of what the user says.
+fn without_system(messages: Vec<Message>) -> Vec<Message> {
+    let (system, mut rest): (Vec<_>, Vec<_>) = messages.into_iter().partition(|m| m.role == "system");
+    let said: Vec<String> = system.into_iter().map(|m| m.content).collect();
+    let said = said.join("\n\n");
+    match rest.iter_mut().find(|m| m.role == "user") {
+        _ if said.is_empty() => {}
+        Some(user) => user.content = format!("{said}\n\n{}", user.content),
+        None => rest.insert(0, Message { role: "user".to_owned(), content: said }),
+    }
+    rest
 }
 
 /// The messages for a model without a chat template: a base model goes on with a plain text best.
@@ -131,6 +155,10 @@ fn tokens(error: TokenizerError) -> Failure {
         TokenizerError::TooLong { .. } => Failure::TooLong(error.to_string()),
         other => Failure::Unable(other.to_string()),
     }
+}
+
+fn form(error: GrammarError) -> Failure {
+    Failure::Unable(error.to_string())
 }
 
 fn chat(error: ChatError) -> Failure {

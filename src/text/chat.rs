@@ -18,6 +18,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 
+use super::date;
 use super::tokenizer::{Tokenizer, TokenizerError, Trusted};
 
 /// What can go wrong between messages and a prompt.
@@ -55,6 +56,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,
     eos: String,
+    /// Whether a system message reaches the prompt.
+    pub takes_system: bool,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -85,10 +88,18 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |text: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, text))
         });
-        environment.add_function("strftime_now", |format: String| date(&format, today()));
+        environment.add_function("strftime_now", |format: String| {
+            date::format(&format, date::today()).map_err(|c| {
+                Error::new(ErrorKind::InvalidOperation, format!("strftime_now does not know %{c}"))
+            })
+        });
         environment.add_filter("tojson", |value: Value, options: Kwargs| to_json(&value, &options));
         environment.add_template_owned(NAME, source).map_err(|e| ChatError::Template(e.to_string()))?;
-        Ok(Self { environment, bos, eos })
+        let mut template = Self { environment, bos, eos, takes_system: true };
+        // Some templates refuse the role, and some forget it.
+        let probe = ["system", "user"].map(|role| Message { role: role.to_owned(), content: role.repeat(3) });
+        template.takes_system = template.render(&probe).is_ok_and(|text| text.contains(&probe[0].content));
+        Ok(template)
     }
 
     /// The messages as text, with the beginning of the assistant's turn.
@@ -246,64 +257,6 @@ fn reason(error: &Error) -> String {
         (_, Some(detail)) => detail.to_owned(),
         (kind, None) => kind.to_string(),
     }
-}
-
-/// Days since 1970-01-01.
-fn today() -> i64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    (now.as_secs() / 86_400) as i64
-}
-
-/// The date formats that chat templates use.
-fn date(format: &str, days: i64) -> Result<String, Error> {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    // Civil date from days, after Howard Hinnant's "chrono-compatible low-level date algorithms".
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let day_of_era = z.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let month_name = MONTHS[(month - 1) as usize];
-
-    let mut out = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        match chars.next() {
-            Some('d') => out += &format!("{day:02}"),
-            Some('m') => out += &format!("{month:02}"),
-            Some('Y') => out += &year.to_string(),
-            Some('y') => out += &format!("{:02}", year % 100),
-            Some('b') => out += &month_name[..3],
-            Some('B') => out += month_name,
-            Some('%') => out.push('%'),
-            other => {
-                let text = format!("strftime_now does not know %{}", other.unwrap_or(' '));
-                return Err(Error::new(ErrorKind::InvalidOperation, text));
-            }
-        }
-    }
-    Ok(out)
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False)`, which templates are written against.

@@ -4,9 +4,11 @@
 
 mod added;
 pub mod chat;
+pub mod date;
 pub mod detokenize;
 pub mod fim;
 pub mod generation;
+pub mod grammar;
 pub mod stop;
 pub mod tokenizer;
 
@@ -18,6 +20,7 @@ use tokio::sync::Semaphore;
 
 use chat::{ChatError, ChatPrompt, ChatTemplate, Message};
 use fim::Fim;
+use grammar::Grammars;
 use tokenizer::{Tokenizer, TokenizerError};
 
 /// The files of a checkpoint that say how it reads and writes.
@@ -90,6 +93,7 @@ pub struct Text {
     /// Tokens of context, for the cap on bytes.
     context: u32,
     long: Arc<Semaphore>,
+    grammars: Grammars,
 }
 
 /// Texts longer than this are tokenised off the async threads: at about 1 MB/s this is some 8 ms.
@@ -119,7 +123,8 @@ impl Text {
         ends.sort_unstable();
         ends.dedup();
         let fim = Fim::of(&tokenizer);
-        Ok(Self { tokenizer, fim, chat, ends, context, long: Arc::new(Semaphore::new(LONG_AT_ONCE)) })
+        let long = Arc::new(Semaphore::new(LONG_AT_ONCE));
+        Ok(Self { tokenizer, fim, chat, ends, context, long, grammars: Grammars::default() })
     }
 
     /// The longest text that is tokenised at all.

@@ -4,4 +4,6 @@
 #[path = "../http/client.rs"]
 mod client;
 mod edge;
+mod forms;
+mod prompts;
 mod site;
