@@ -179,6 +179,14 @@ fn the_time_to_come_back_is_that_of_the_queue_at_its_measured_speed() {
         panic!("{:?}", handle.status());
     };
     assert_eq!(u64::from(retry_after), queued_tokens / 30);
+    // Who would be gone before the work could begin is told so at once, and who waits longer is taken.
+    let patient = |seconds: u64| {
+        let deadline = Some(Duration::from_secs(seconds));
+        handle.submit(Request { deadline, ..ask(1, 1) })
+    };
+    let wait = u64::from(retry_after);
+    assert_eq!(patient(wait - 1).err(), Some(Refused::Late { wait: retry_after, deadline: retry_after - 1 }));
+    assert!(patient(wait + 1).is_ok());
 }
 
 #[test]

@@ -101,6 +101,13 @@ impl Scheduler {
         let Batch { entries, results, .. } = batch;
         for entry in &*entries {
             self.unreserve(entry);
+            self.shared.gauges.rows.fetch_add(entry.rows.into(), Relaxed);
+            if self.lives(entry) {
+                let choice = self.sequences[entry.slot].choice;
+                if self.groups[entry.group].events.left(choice) {
+                    self.shared.gauges.wasted_rows.fetch_add(entry.rows.into(), Relaxed);
+                }
+            }
             if let Some(first) = entry.results.filter(|_| self.lives(entry)) {
                 let count = (entry.scored + u32::from(entry.draws)) as usize;
                 self.apply(entry, &mut results[first as usize..][..count]);

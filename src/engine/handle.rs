@@ -194,6 +194,8 @@ impl Handle {
             steps: gauges.steps.load(Ordering::Relaxed),
             failed_steps: gauges.failed_steps.load(Ordering::Relaxed),
             preemptions: gauges.preemptions.load(Ordering::Relaxed),
+            rows: gauges.rows.load(Ordering::Relaxed),
+            wasted_rows: gauges.wasted_rows.load(Ordering::Relaxed),
         }
     }
 
@@ -232,6 +234,10 @@ pub struct Status {
     pub failed_steps: u64,
     /// Sequences that gave their blocks back to older ones and began again.
     pub preemptions: u64,
+    /// Rows computed.
+    pub rows: u64,
+    /// Rows of them that were in flight when their reader left.
+    pub wasted_rows: u64,
 }
 
 /// Resolves when the engine's thread has ended.
@@ -373,6 +379,8 @@ pub(crate) struct Gauges {
     pub steps: AtomicU64,
     pub failed_steps: AtomicU64,
     pub preemptions: AtomicU64,
+    pub rows: AtomicU64,
+    pub wasted_rows: AtomicU64,
     /// Prompt tokens that leave the queue in a second while there is one: the bits of an `f64`, 0 until measured.
     pub rate: AtomicU64,
 }

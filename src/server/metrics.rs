@@ -105,12 +105,14 @@ const GAUGES: [Row; 5] = [
     ("blocks", "Blocks of keys and values in all", |s| s.blocks_total.into()),
 ];
 
-const COUNTERS: [Row; 7] = [
+const COUNTERS: [Row; 9] = [
     ("prompt_tokens", "Prompt tokens of requests that began", |s| s.tokens_in),
     ("answer_tokens", "Tokens sent", |s| s.tokens_out),
     ("prefix_queries", "Prompt tokens looked up in the prefix cache", |s| s.prefix_queries),
     ("prefix_hits", "Prompt tokens found in the prefix cache", |s| s.prefix_hits),
     ("steps", "Steps of the engine", |s| s.steps),
+    ("rows", "Tokens computed, of prompts and answers", |s| s.rows),
+    ("wasted_rows", "Tokens in the making when their reader left", |s| s.wasted_rows),
     ("failed_steps", "Steps that failed", |s| s.failed_steps),
     ("preemptions", "Sequences that gave their blocks back and began again", |s| s.preemptions),
 ];

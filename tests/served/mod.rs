@@ -41,12 +41,18 @@ pub struct Streamed {
 impl Served {
     /// Starts `hearth serve` and waits until it says where it listens.
     pub fn start(args: &[&str]) -> Self {
+        Self::start_with(args, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub fn start_with(args: &[&str], environment: &[(&str, &str)]) -> Self {
         let state = tempfile::tempdir().expect("a temporary directory");
         let mut child = Command::new(env!("CARGO_BIN_EXE_hearth"))
             .args(["serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--state-dir"])
             .arg(state.path())
             .args(args)
             .env("HEARTH_KEY", KEY)
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
