@@ -10,3 +10,4 @@ pub mod outbound;
 pub mod served;
 pub mod server;
 pub mod text;
+pub mod upstream;

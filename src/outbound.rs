@@ -15,6 +15,7 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, StatusCode, Url};
+use url::Host;
 
 /// A base URL from the settings: `http` or `https`, a host, perhaps a port and a path, and nothing else. A slash at
 /// its end makes no difference.
@@ -73,6 +74,17 @@ impl Base {
         let mut url = self.0.clone();
         url.set_path(path);
         url
+    }
+
+    /// Whether nobody on the way can read what is sent: TLS, or this very host.
+    pub fn guarded(&self) -> bool {
+        let here = match self.0.host() {
+            Some(Host::Domain(name)) => name == "localhost",
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.is_loopback(),
+            None => false,
+        };
+        here || self.0.scheme() == "https"
     }
 
     /// Whether a URL has this base's scheme, host and port.
@@ -201,7 +213,8 @@ impl Outbound {
 
     fn failed(&self, error: &reqwest::Error) -> OutboundError {
         let base = self.base.clone();
-        match error.is_timeout() {
+        // A connection that does not stand in time is one that cannot be made.
+        match error.is_timeout() && !error.is_connect() {
             true => OutboundError::Time { base },
             false => OutboundError::Unreachable { base, problem: chain(error) },
         }
@@ -315,6 +328,22 @@ mod tests {
         assert_eq!(below.root(), "/gitlab");
         assert_eq!(below.join("/a/b").as_str(), "http://10.0.0.1:8080/gitlab/a/b");
         assert_eq!(below.at_host("/a/b").as_str(), "http://10.0.0.1:8080/a/b");
+    }
+
+    #[test]
+    fn only_tls_and_this_host_keep_what_is_sent_to_themselves() {
+        for text in [
+            "https://x.example",
+            "http://127.0.0.1:1",
+            "http://127.9.9.9",
+            "http://[::1]:1",
+            "http://localhost",
+        ] {
+            assert!(base(text).guarded(), "{text}");
+        }
+        for text in ["http://x.example", "http://10.0.0.1", "http://[::2]", "http://localhost.x.example"] {
+            assert!(!base(text).guarded(), "{text}");
+        }
     }
 
     #[test]

@@ -85,7 +85,11 @@ fn mistakes_are_told_with_their_place_and_the_way_out() {
         ("[server]\ndrain = -1", "`server.drain` is \"-1\"", "from 0 to 86400"),
         ("[engine]\nprefix_cache = 1", "`engine.prefix_cache` is 1", "true or false"),
         ("[log]\nlevel = \"loud\"", "`log.level` is \"loud\"", "one of error, warn, info"),
-        ("drain = 1", "`drain` stands outside a section", "[server], [engine], [log], [[model]]"),
+        (
+            "drain = 1",
+            "`drain` stands outside a section",
+            "[server], [engine], [duo], [log], [[model]], [[upstream]]",
+        ),
         (
             "[[model]]\nquantise = \"q8_0\"",
             "unknown setting `quantise` of a [[model]]",
@@ -97,6 +101,57 @@ fn mistakes_are_told_with_their_place_and_the_way_out() {
             "one of none, q8_0",
         ),
         ("[[model]]\nname = \"x\"\nkv = \"lots\"", "`kv` of a [[model]] is \"lots\"", "512MiB or 8GiB"),
+        (
+            "[[model]]\nname = \"x\"\nfamily = \"Mistral\"",
+            "`family` of a [[model]] is \"Mistral\"",
+            "one of mistral",
+        ),
+        ("[[model]]\nname = \"x\"\naliases = [1]", "`aliases` is [1]", "a list of texts"),
+        ("[[model]]\nname = \"x\"\naliases = \"a, x\"", "two models are named x", "change one of the names"),
+        (
+            "[[model]]\nname = \"mixtral\"\n[duo]\nchat_model = \"mistral\"",
+            "no model has that name",
+            "did you mean mixtral?",
+        ),
+        ("[duo]\npatience = 601", "`duo.patience` is \"601\"", "from 1 to 600"),
+        ("[[upstream]]\nurl = \"https://x\"", "has no `name`", "name = \"cluster\""),
+        ("[[upstream]]\nname = \"c\"", "\"c\" has no `url`", "https://vllm.example.com/v1"),
+        (
+            "[[upstream]]\nname = \"c\"\nurl = \"vllm:8000\"",
+            "`url` of a [[upstream]]",
+            "a URL with its scheme",
+        ),
+        ("[[upstream]]\nname = \"c\"\nurl = \"https://x\"", "\"c\" has no `models`", "name what to serve"),
+        (
+            "[[upstream]]\nname = \"c\"\nurl = \"http://x\"\nmodels = \"m\"",
+            "would be readable on the way",
+            "plain = true",
+        ),
+        (
+            "[[upstream]]\nname = \"c\"\nurl = \"https://x\"\nmodels = [\"m=\"]",
+            "a model without a name",
+            "NAME=ITS-NAME-THERE",
+        ),
+        (
+            "[[upstream]]\nmodel = \"m\"",
+            "unknown setting `model` of a [[upstream]]",
+            "did you mean `models`?",
+        ),
+        (
+            "[[upstream]]\nname = \"c\"\nurl = \"https://x\"\nmodels = \"m\"\nkey = \"k\"\nkey_file = \"f\"",
+            "has `key` and `key_file`",
+            "leave one of them out",
+        ),
+        (
+            "[[upstream]]\nname = \"c\"\nurl = \"https://x\"\nmodels = \"m\"\nkey = \"a key\"",
+            "the key of an upstream has 5 characters",
+            "without spaces",
+        ),
+        (
+            "[[model]]\nname = \"m\"\n[[upstream]]\nname = \"c\"\nurl = \"https://x\"\nmodels = [\"m=n\"]",
+            "two models are named m",
+            "change one of the names",
+        ),
         ("[[model]]\ncontext = 5", "neither `name` nor `path`", "give it a `path`"),
         ("[model]\nname = \"x\"", "`model` must be a list of tables", "write [[model]]"),
         ("[server\n", "not valid TOML", "line 1"),
@@ -121,6 +176,32 @@ fn mistakes_are_told_with_their_place_and_the_way_out() {
     let (code, error) = failure(&hearth(&["config", "check"], &[("HEARTH_KEY", "guess")]));
     assert_eq!(code, 3);
     assert!(!error.contains("guess"), "{error}");
+}
+
+#[test]
+fn an_upstream_is_shown_without_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "[[upstream]]\nname = \"c\"\nurl = \"http://10.0.0.1:8000/v1/\"\nmodels = [\"m\", \"far = org/far\"]\naliases \
+                = [\"a\", \"b\"]\nkey = \"the-secret\"\nfamily = \"codestral\"\nplain = true\n";
+    let file = write(&dir.path().join("hearth.toml"), text);
+    let shown = out(&hearth(&["config", "show", "--config", &file], &[]));
+    for line in [
+        "url = \"http://10.0.0.1:8000/v1\"",
+        "models = [\"m=m\", \"far=org/far\"]",
+        "aliases = [\"a\", \"b\"]",
+        "key = \"***\"",
+        "family = \"codestral\"",
+        "context = 32768",
+    ] {
+        assert!(shown.contains(line), "no {line:?} in\n{shown}");
+    }
+    assert!(!shown.contains("the-secret"));
+    let (code, error) = failure(&hearth(
+        &["serve", "--listen", "127.0.0.1:0", "--config", &file],
+        &[("HEARTH__DUO__CHAT_MODEL", "n"), ("HEARTH_KEY", "a-key-of-mine-1234567")],
+    ));
+    assert_eq!(code, 3);
+    assert!(error.contains("HEARTH__DUO__CHAT_MODEL") && error.contains("did you mean m?"), "{error}");
 }
 
 #[test]

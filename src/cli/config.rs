@@ -4,8 +4,8 @@ use std::io::Write;
 
 use clap::Subcommand;
 
-use super::{CliError, Common};
-use crate::config::{KEYS, Kind, Settings};
+use super::{CliError, Common, load};
+use crate::config::{KEYS, Kind, Settings, UpstreamEntry};
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -23,6 +23,9 @@ pub fn run(verb: Verb, common: &Common) -> Result<(), CliError> {
     let layers = common.layers()?;
     let settings = Settings::of(&layers)?;
     let mut out = std::io::stdout().lock();
+    if !settings.models.is_empty() || !settings.upstreams.is_empty() {
+        load::check_names(&settings)?;
+    }
     let Verb::Show { origin } = verb else {
         writeln!(out, "the settings are valid; {} models are configured", settings.models.len())?;
         return Ok(());
@@ -54,9 +57,50 @@ pub fn run(verb: Verb, common: &Common) -> Result<(), CliError> {
         if let Some(path) = &model.path {
             writeln!(out, "path = {:?}", path.display().to_string())?;
         }
+        if !model.aliases.is_empty() {
+            writeln!(out, "aliases = {:?}", model.aliases)?;
+        }
+        if let Some(family) = model.family {
+            writeln!(out, "family = {:?}", family.name())?;
+        }
         writeln!(out, "quantize = {:?}", model.quantize.as_deref().unwrap_or("none"))?;
         writeln!(out, "context = {}", model.context)?;
         writeln!(out, "kv = {}", model.kv)?;
+    }
+    for upstream in &settings.upstreams {
+        show_upstream(&mut out, upstream, origin)?;
+    }
+    Ok(())
+}
+
+fn show_upstream(out: &mut impl Write, upstream: &UpstreamEntry, origin: bool) -> Result<(), CliError> {
+    let from = if origin { format!("  # from {}", upstream.origin) } else { String::new() };
+    writeln!(out, "\n[[upstream]]{from}")?;
+    writeln!(out, "name = {:?}", upstream.name)?;
+    writeln!(out, "url = {:?}", upstream.url.to_string())?;
+    let models: Vec<String> = upstream.models.iter().map(|(here, there)| format!("{here}={there}")).collect();
+    writeln!(out, "models = {models:?}")?;
+    writeln!(out, "aliases = {:?}", upstream.aliases)?;
+    if upstream.key.is_some() {
+        writeln!(out, "key = \"***\"")?;
+    }
+    if let Some(path) = &upstream.key_file {
+        writeln!(out, "key_file = {:?}", path.display().to_string())?;
+    }
+    writeln!(out, "family = {:?}", upstream.family.name())?;
+    if !upstream.fill.is_empty() {
+        writeln!(out, "fill = {:?}", upstream.fill)?;
+    }
+    writeln!(out, "context = {}", upstream.context)?;
+    writeln!(out, "concurrent = {}", upstream.concurrent)?;
+    writeln!(out, "connect_timeout = {}", upstream.connect_timeout.as_secs())?;
+    writeln!(out, "idle_timeout = {}", upstream.idle_timeout.as_secs())?;
+    writeln!(out, "timeout = {}", upstream.timeout.as_secs())?;
+    if let Some(path) = &upstream.ca_file {
+        writeln!(out, "ca_file = {:?}", path.display().to_string())?;
+    }
+    if !upstream.url.guarded() {
+        writeln!(out, "plain = true")?;
     }
     Ok(())
 }

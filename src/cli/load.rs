@@ -14,16 +14,18 @@ use hearth_models::memory::{Memory, fit};
 
 use super::terminal::Progress;
 use super::{CliError, Common, Exit};
+use crate::config::entries::name_of;
 use crate::config::keys::size as parse_size;
-use crate::config::layers::name_of;
-use crate::config::{Layers, ModelEntry, Origin, Settings};
+use crate::config::{Layers, ModelEntry, Origin, Settings, UpstreamEntry};
 use crate::engine::arbiter::Arbiter;
 use crate::engine::handle::{Config, Engine};
 use crate::engine::local::Local;
+use crate::nearest::nearest;
 use crate::openai::answers::now;
 use crate::served::Served;
 use crate::served::family::Family;
 use crate::text::{Text, TextFiles};
+use crate::upstream;
 
 /// The name of the model inside the binary, if there is one.
 #[cfg(feature = "ember")]
@@ -76,12 +78,8 @@ impl ModelFlags {
                 return Err(CliError::new(Exit::Usage, what).fix("name one of them: --model NAME=DIR"));
             }
             layers.only(named);
-        } else if layers.models().is_empty() {
-            let name = BUILT_IN.ok_or_else(|| {
-                CliError::new(Exit::Model, "no model is configured and none is built in")
-                    .fix("give --model DIR")
-            })?;
-            layers.only(vec![built_in(name)]);
+        } else if layers.models().is_empty() && layers.upstreams().is_empty() {
+            layers.only(vec![the_built_in()?]);
         }
         let kv = match &self.kv {
             None => None,
@@ -101,11 +99,20 @@ impl ModelFlags {
     }
 }
 
+/// The model of somebody who has configured none.
+fn the_built_in() -> Result<ModelEntry, CliError> {
+    BUILT_IN.map(built_in).ok_or_else(|| {
+        CliError::new(Exit::Model, "no model is configured and none is built in").fix("give --model DIR")
+    })
+}
+
 fn built_in(name: &str) -> ModelEntry {
     ModelEntry {
         name: name.to_owned(),
         path: None,
         quantize: None,
+        aliases: Vec::new(),
+        family: None,
         context: 0,
         kv: 0,
         origin: Origin::Default,
@@ -142,6 +149,9 @@ fn entry(text: &str, layers: &Layers) -> Result<ModelEntry, CliError> {
 
 /// Loads every configured model and starts its engine. What all of them need is summed up before a weight is read.
 pub fn all(settings: &Settings) -> Result<Vec<Served>, CliError> {
+    if settings.models.is_empty() {
+        return Ok(Vec::new());
+    }
     let context = device(settings)?;
     let available = Available::now().ok_or_else(|| {
         CliError::new(Exit::Failed, "how much memory there is cannot be read from /proc/meminfo")
@@ -161,10 +171,50 @@ pub fn all(settings: &Settings) -> Result<Vec<Served>, CliError> {
     opened.into_iter().map(|model| model.start(settings, &context, &arbiter)).collect()
 }
 
+/// The models of the upstreams. No connection is made.
+pub fn upstreams(settings: &Settings) -> Result<Vec<upstream::Model>, CliError> {
+    let models = settings.upstreams.iter().map(upstream::Model::all).collect::<Result<Vec<_>, _>>()?;
+    Ok(models.into_iter().flatten().collect())
+}
+
+/// Whether every name and alias means one model, and the default models are among them.
+pub fn check_names(settings: &Settings) -> Result<(), CliError> {
+    let of_model = |m: &ModelEntry| (vec![m.name.clone()], m.aliases.clone(), m.origin.clone());
+    let of_upstream = |u: &UpstreamEntry| {
+        (u.models.iter().map(|(here, _)| here.clone()).collect(), u.aliases.clone(), u.origin.clone())
+    };
+    let entries = settings.models.iter().map(of_model).chain(settings.upstreams.iter().map(of_upstream));
+    let mut known: Vec<String> = Vec::new();
+    for (names, aliases, origin) in entries {
+        for name in names.into_iter().chain(aliases) {
+            if known.contains(&name) {
+                let what = format!("two models are named {name}");
+                let fix = "change one of the names, aliases or `models` of the upstreams";
+                return Err(CliError::new(Exit::Config, what).at(origin.to_string()).fix(fix));
+            }
+            known.push(name);
+        }
+    }
+    for (setting, name, origin) in &settings.defaults {
+        if !name.is_empty() && !known.contains(name) {
+            let fix = match nearest(name, known.iter().map(String::as_str)) {
+                Some(known) => format!("did you mean {known}?"),
+                None => format!("the models are {}", known.join(", ")),
+            };
+            let what = format!("`{setting}` is {name:?}, and no model has that name");
+            return Err(CliError::new(Exit::Config, what).at(origin.to_string()).fix(fix));
+        }
+    }
+    Ok(())
+}
+
 /// The one model of a terminal verb.
 pub fn single(flags: &ModelFlags, common: &Common) -> Result<Served, CliError> {
     let mut layers = common.layers()?;
     flags.apply(&mut layers)?;
+    if layers.models().is_empty() {
+        layers.only(vec![the_built_in()?]);
+    }
     let mut settings = Settings::of(&layers)?;
     // One answer at a time: the first model, and no room for others.
     settings.models.truncate(1);
@@ -286,10 +336,11 @@ impl<'a> Opened<'a> {
         let engine = Engine::start(Box::new(Local::new(context, decoder)), config).map_err(|e| {
             CliError::new(Exit::Failed, format!("the engine's thread cannot be started: {e}"))
         })?;
-        let family = Family::of(self.checkpoint.spec().family, &self.text, self.entry.path.is_none());
+        let own = || Family::of(self.checkpoint.spec().family, &self.text, self.entry.path.is_none());
+        let family = self.entry.family.unwrap_or_else(own);
         Ok(Served {
             name,
-            aliases: Vec::new(),
+            aliases: self.entry.aliases.clone(),
             family,
             text: Arc::new(self.text),
             engine,

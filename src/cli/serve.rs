@@ -3,7 +3,6 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -50,6 +49,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
     }
     verb.model.apply(&mut layers)?;
     let settings = Settings::of(&layers)?;
+    load::check_names(&settings)?;
     log(&settings);
     let (key, made) = match settings.key.clone() {
         Some(key) => (key, false),
@@ -62,16 +62,16 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
             drop(tokio::net::TcpListener::bind(address).await.map_err(|e| port(address, &e))?);
         }
         let models = load::all(&settings)?;
-        let models = Models::new(models);
+        let models = Models::new(models).with_upstreams(load::upstreams(&settings)?);
         let metrics = Metrics::default();
         let shared = Shared {
             duo: Arc::new(Gateway {
                 identity: Identity::new(Bypass::Off),
                 models: models.clone(),
-                defaults: Defaults::default(),
+                defaults: Defaults::new(settings.defaults.each_ref().map(|(_, name, _)| name.as_str())),
                 figures: metrics.duo.clone(),
                 streaming: true,
-                patience: Duration::from_secs(60),
+                patience: settings.patience,
             }),
             models,
             key: Arc::new(ApiKey::new(key.expose().to_owned())),

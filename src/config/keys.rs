@@ -1,5 +1,7 @@
 //! The table of settings.
 
+use crate::outbound::Base;
+
 /// What a setting's value must look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -17,6 +19,10 @@ pub enum Kind {
     /// Bytes: `512MiB`, `8GiB`, or a plain number.
     Size,
     Text,
+    /// Several texts: a list, or one text with commas.
+    List,
+    /// `http` or `https`, a host, perhaps a port and a path.
+    Url,
 }
 
 /// One setting.
@@ -63,6 +69,31 @@ pub const KEYS: &[Key] = &[
     key("engine.queue_requests", Kind::Number(1, MILLION), "256", "requests that may wait"),
     key("engine.queue_tokens", Kind::Number(1, 1 << 40), "262144", "prompt tokens that may wait"),
     key("engine.prefix_cache", Kind::Switch, "true", "whether equal beginnings of prompts are computed once"),
+    key(
+        "duo.completion_model",
+        Kind::Text,
+        "",
+        "answers completions for which GitLab names no model; empty: the first that fills gaps",
+    ),
+    key(
+        "duo.generation_model",
+        Kind::Text,
+        "",
+        "answers generations for which GitLab names no model; empty: the first for conversations",
+    ),
+    key(
+        "duo.chat_model",
+        Kind::Text,
+        "",
+        "answers chat for which GitLab names no model; empty: the first for conversations",
+    ),
+    key(
+        "duo.patience",
+        Kind::Number(1, 600),
+        "60",
+        "seconds that GitLab waits for chat; its own setting says",
+    ),
+    key("duo.docs", Kind::Path, "", "a directory of Markdown files for documentation search; empty: none"),
     key("log.level", Kind::Choice(&["error", "warn", "info", "debug", "trace"]), "info", "what is logged"),
     key("log.format", Kind::Choice(&["text", "json"]), "text", "how it is logged"),
 ];
@@ -77,8 +108,66 @@ pub const MODEL_KEYS: &[Key] = &[
         "none",
         "how weights are packed at load",
     ),
+    key("aliases", Kind::List, "", "other names in requests"),
+    key(
+        "family",
+        Kind::Choice(FAMILIES),
+        "",
+        "whose prompts it takes, as GitLab names it; empty: by its checkpoint",
+    ),
     key("context", Kind::Number(0, 1 << 24), "0", "tokens of prompt and answer; 0: the checkpoint's own"),
     key("kv", Kind::Size, "0", "memory for keys and values; 0: room for a few whole contexts"),
+];
+
+/// GitLab's names of model families, and none.
+const FAMILIES: &[&str] = &[
+    "",
+    "mistral",
+    "mixtral",
+    "codestral",
+    "codegemma",
+    "codellama",
+    "deepseekcoder",
+    "llama3",
+    "qwen",
+    "gpt",
+    "claude_3",
+    "gemini",
+    "general",
+];
+
+/// The settings of one `[[upstream]]`.
+pub const UPSTREAM_KEYS: &[Key] = &[
+    key("name", Kind::Text, "", "its name in messages, figures and lists of models"),
+    key("url", Kind::Url, "", "where its OpenAI-compatible API begins, like https://vllm.example.com/v1"),
+    key("models", Kind::List, "", "models to serve from there: NAME, or NAME=ITS-NAME-THERE"),
+    key("aliases", Kind::List, "", "other names of its first model in requests"),
+    key("key", Kind::Secret, "", "its API key"),
+    key("key_file", Kind::Path, "", "a file with its API key"),
+    key(
+        "family",
+        Kind::Choice(FAMILIES),
+        "",
+        "whose prompts its models take, as GitLab names it; empty: general",
+    ),
+    key(
+        "fill",
+        Kind::Choice(&["", "suffix", "codestral", "codegemma", "codellama", "deepseek", "starcoder", "chat"]),
+        "",
+        "how gaps are asked: the field `suffix`, markers of a family in a plain prompt, or a chat; empty: by family",
+    ),
+    key("context", Kind::Number(1, 1 << 24), "32768", "tokens of prompt and answer that its models hold"),
+    key("concurrent", Kind::Number(1, 65_536), "64", "requests to it at the same time"),
+    key("connect_timeout", Kind::Number(1, 600), "5", "seconds until a connection stands"),
+    key(
+        "idle_timeout",
+        Kind::Number(1, DAY),
+        "60",
+        "seconds until the first and between two pieces of an answer",
+    ),
+    key("timeout", Kind::Number(1, DAY), "600", "seconds for a whole answer"),
+    key("ca_file", Kind::Path, "", "certificates in PEM form that are trusted for it beside the system's"),
+    key("plain", Kind::Switch, "false", "whether http is allowed to a host that is not this one"),
 ];
 
 impl Key {
@@ -92,7 +181,11 @@ impl Key {
             Kind::Number(low, high) if !value.parse::<u64>().is_ok_and(|n| (low..=high).contains(&n)) => {
                 Err(format!("a whole number from {low} to {high}"))
             }
-            Kind::Choice(words) if !words.contains(&value) => Err(format!("one of {}", words.join(", "))),
+            Kind::Choice(words) if !words.contains(&value) => {
+                let words: Vec<&str> = words.iter().copied().filter(|word| !word.is_empty()).collect();
+                Err(format!("one of {}", words.join(", ")))
+            }
+            Kind::Url if !value.is_empty() => value.parse::<Base>().map(|_| ()).map_err(|e| e.to_string()),
             Kind::Switch if !matches!(value, "true" | "false") => Err("true or false".to_owned()),
             Kind::Size if size(value).is_none() => Err("a size, like 512MiB or 8GiB".to_owned()),
             _ => Ok(()),

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::ConfigError;
-use super::keys::{KEYS, Key, Kind, MODEL_KEYS};
+use super::entries::{ModelEntry, UpstreamEntry};
+use super::keys::{KEYS, Key, Kind};
 use crate::nearest::nearest;
 
 /// Where a value came from.
@@ -30,25 +31,12 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One model to serve.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelEntry {
-    pub name: String,
-    /// `None`: built into the binary.
-    pub path: Option<PathBuf>,
-    pub quantize: Option<String>,
-    /// 0: the checkpoint's own.
-    pub context: u32,
-    /// Bytes; 0: chosen by the server.
-    pub kv: u64,
-    pub origin: Origin,
-}
-
 /// The settings with their origins.
 #[derive(Clone, Debug)]
 pub struct Layers {
     values: BTreeMap<&'static str, (String, Origin)>,
     models: Vec<ModelEntry>,
+    upstreams: Vec<UpstreamEntry>,
 }
 
 /// Where the file is looked for when none is named.
@@ -58,7 +46,7 @@ impl Layers {
     /// Defaults only.
     pub fn new() -> Self {
         let values = KEYS.iter().map(|k| (k.name, (k.default.to_owned(), Origin::Default))).collect();
-        Self { values, models: Vec::new() }
+        Self { values, models: Vec::new(), upstreams: Vec::new() }
     }
 
     /// Defaults, the file (a named one must exist), the `conf.d` beside it in the order of names, the environment.
@@ -103,27 +91,28 @@ impl Layers {
             )
         })?;
         for (section, value) in table {
-            match value {
-                Value::Array(models) if section == "model" => {
+            match (section.as_str(), value) {
+                ("model", Value::Array(models)) => {
                     for model in models {
-                        let entry = model_entry(model, origin)?;
-                        self.model(entry);
+                        self.model(ModelEntry::read(model, origin)?);
                     }
                 }
-                Value::Table(keys) if section != "model" => {
+                ("upstream", Value::Array(upstreams)) => {
+                    for upstream in upstreams {
+                        self.upstream(UpstreamEntry::read(upstream, origin)?);
+                    }
+                }
+                ("model" | "upstream", _) => {
+                    let what = format!("`{section}` must be a list of tables");
+                    return Err(ConfigError::new(origin, what, format!("write [[{section}]]")));
+                }
+                (_, Value::Table(keys)) => {
                     for (key, value) in keys {
                         let name = format!("{section}.{key}");
                         let known = find(&name, origin)?;
                         let text = scalar(known, &name, value, origin)?;
                         self.set(known, text, origin)?;
                     }
-                }
-                _ if section == "model" => {
-                    return Err(ConfigError::new(
-                        origin,
-                        "`model` must be a list of tables",
-                        "write [[model]]",
-                    ));
                 }
                 _ => {
                     let fix = format!("settings are in sections: {}", sections().join(", "));
@@ -176,6 +165,18 @@ impl Layers {
         }
     }
 
+    /// Adds an upstream, or replaces the one of that name.
+    pub fn upstream(&mut self, entry: UpstreamEntry) {
+        match self.upstreams.iter_mut().find(|u| u.name == entry.name) {
+            Some(old) => *old = entry,
+            None => self.upstreams.push(entry),
+        }
+    }
+
+    pub fn upstreams(&self) -> &[UpstreamEntry] {
+        &self.upstreams
+    }
+
     /// Flags that name models mean these models and no others.
     pub fn only(&mut self, models: Vec<ModelEntry>) {
         self.models = models;
@@ -224,7 +225,7 @@ fn sections() -> Vec<String> {
     let mut names: Vec<String> =
         KEYS.iter().map(|k| format!("[{}]", k.name.split('.').next().unwrap_or_default())).collect();
     names.dedup();
-    names.push("[[model]]".to_owned());
+    names.extend(["[[model]]".to_owned(), "[[upstream]]".to_owned()]);
     names
 }
 
@@ -240,7 +241,7 @@ fn find(name: &str, origin: &Origin) -> Result<&'static Key, ConfigError> {
 }
 
 /// A value of the file as text, if its type is the setting's.
-fn scalar(key: &Key, name: &str, value: Value, origin: &Origin) -> Result<String, ConfigError> {
+pub(super) fn scalar(key: &Key, name: &str, value: Value, origin: &Origin) -> Result<String, ConfigError> {
     match (key.kind, value) {
         (Kind::Number(..) | Kind::Size, Value::Integer(n)) => Ok(n.to_string()),
         (Kind::Switch, Value::Boolean(b)) => Ok(b.to_string()),
@@ -248,64 +249,17 @@ fn scalar(key: &Key, name: &str, value: Value, origin: &Origin) -> Result<String
             let expected = if key.kind == Kind::Switch { "true or false" } else { "a number without quotes" };
             Err(ConfigError::new(origin, format!("`{name}` is {other}"), format!("it must be {expected}")))
         }
+        (Kind::List, Value::Array(list)) => {
+            let item = |item: &Value| item.as_str().filter(|text| !text.contains(',')).map(str::to_owned);
+            let items: Option<Vec<String>> = list.iter().map(item).collect();
+            items.map(|items| items.join(",")).ok_or_else(|| {
+                let what = format!("`{name}` is {}", Value::Array(list));
+                ConfigError::new(origin, what, "it must be a list of texts without commas")
+            })
+        }
         (_, Value::String(text)) => Ok(text),
         (_, other) => {
             Err(ConfigError::new(origin, format!("`{name}` is {other}"), "it must be text in quotes"))
         }
     }
-}
-
-fn model_entry(value: Value, origin: &Origin) -> Result<ModelEntry, ConfigError> {
-    let Value::Table(table) = value else {
-        return Err(ConfigError::new(origin, "`model` must be a list of tables", "write [[model]]"));
-    };
-    let mut values: BTreeMap<&str, String> =
-        MODEL_KEYS.iter().map(|k| (k.name, k.default.to_owned())).collect();
-    for (name, value) in table {
-        let Some(key) = MODEL_KEYS.iter().find(|k| k.name == name) else {
-            let fix = match nearest(&name, MODEL_KEYS.iter().map(|k| k.name)) {
-                Some(known) => format!("did you mean `{known}`?"),
-                None => format!(
-                    "a model has {}",
-                    MODEL_KEYS.iter().map(|k| k.name).collect::<Vec<_>>().join(", ")
-                ),
-            };
-            return Err(ConfigError::new(origin, format!("unknown setting `{name}` of a [[model]]"), fix));
-        };
-        let text = scalar(key, &name, value, origin)?;
-        key.check(&text).map_err(|expected| {
-            ConfigError::new(
-                origin,
-                format!("`{name}` of a [[model]] is {text:?}"),
-                format!("it must be {expected}"),
-            )
-        })?;
-        values.insert(key.name, text);
-    }
-    let path = Some(values["path"].as_str()).filter(|p| !p.is_empty()).map(PathBuf::from);
-    let name = match (values["name"].as_str(), &path) {
-        ("", Some(path)) => name_of(path),
-        (name, _) => name.to_owned(),
-    };
-    if name.is_empty() {
-        return Err(ConfigError::new(
-            origin,
-            "a [[model]] has neither `name` nor `path`",
-            "give it a `path`",
-        ));
-    }
-    Ok(ModelEntry {
-        name,
-        path,
-        quantize: Some(values["quantize"].clone()).filter(|q| q != "none"),
-        context: values["context"].parse().expect("bug: checked by its row"),
-        kv: super::keys::size(&values["kv"]).expect("bug: checked by its row"),
-        origin: origin.clone(),
-    })
-}
-
-/// A model's name when none is given: the last part of its path.
-pub fn name_of(path: &Path) -> String {
-    let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    full.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }

@@ -3,6 +3,7 @@
 //! Every setting is a row of [`KEYS`]; a name that is in no row is an error with the nearest name. Values are kept as
 //! text with their origin until they are read as what they are.
 
+pub mod entries;
 pub mod keys;
 pub mod layers;
 pub mod state;
@@ -11,8 +12,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use entries::{ModelEntry, UpstreamEntry};
 pub use keys::{KEYS, Key, Kind};
-pub use layers::{Layers, ModelEntry, Origin};
+pub use layers::{Layers, Origin};
 
 /// What is wrong with the settings: where, what, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +54,13 @@ pub struct Settings {
     pub log_level: String,
     pub log_format: String,
     pub models: Vec<ModelEntry>,
+    pub upstreams: Vec<UpstreamEntry>,
+    /// The default models of completion, generation and chat; empty: chosen by what models can do.
+    pub defaults: [(&'static str, String, Origin); 3],
+    /// How long GitLab waits for chat.
+    pub patience: Duration,
+    /// Where the documentation is that GitLab's chat can search.
+    pub docs: Option<PathBuf>,
 }
 
 impl Settings {
@@ -85,6 +94,11 @@ impl Settings {
             log_level: layers.text("log.level").to_owned(),
             log_format: layers.text("log.format").to_owned(),
             models: layers.models().to_vec(),
+            upstreams: layers.upstreams().to_vec(),
+            defaults: ["duo.completion_model", "duo.generation_model", "duo.chat_model"]
+                .map(|name| (name, layers.text(name).to_owned(), layers.origin(name).clone())),
+            patience: seconds("duo.patience")?,
+            docs: Some(layers.text("duo.docs")).filter(|path| !path.is_empty()).map(PathBuf::from),
         })
     }
 }

@@ -33,6 +33,16 @@ impl Secret {
         Ok(Self(key.to_owned()))
     }
 
+    /// A key that somebody else chose, for us to send in a header.
+    pub fn given(key: &str, origin: &Origin) -> Result<Self, ConfigError> {
+        if key.is_empty() || key.len() > 4096 || !key.bytes().all(|b| b.is_ascii_graphic()) {
+            let what = format!("the key of an upstream has {} characters", key.chars().count());
+            let fix = "use 1 to 4096 printable ASCII characters without spaces";
+            return Err(ConfigError::new(origin, what, fix));
+        }
+        Ok(Self(key.to_owned()))
+    }
+
     /// To hand it to whoever checks it, or shows it once.
     pub fn expose(&self) -> &str {
         &self.0

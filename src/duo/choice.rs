@@ -32,7 +32,9 @@ pub struct Defaults {
 }
 
 impl Defaults {
-    pub fn new(completion: String, generation: String, chat: String) -> Self {
+    /// Names of the settings: for completion, generation and chat.
+    pub fn new([completion, generation, chat]: [&str; 3]) -> Self {
+        let [completion, generation, chat] = [completion, generation, chat].map(str::to_owned);
         Self { completion, generation, chat, told: Told::default() }
     }
 

@@ -13,7 +13,7 @@ use super::completions::reason;
 use super::error::ApiError;
 use super::fields::{Fields, wrong};
 use super::sse;
-use crate::served::{Models, Served};
+use crate::served::{Model, Models, Served};
 use crate::server::RequestId;
 use crate::text::chat::Message;
 use crate::text::generation::{Drawn, End, Output};
@@ -27,7 +27,10 @@ pub async fn post(
     request: Request,
 ) -> Result<Response, ApiError> {
     let mut fields = super::body(request).await?;
-    let model = model(&mut fields, &models)?;
+    let model = match model(&mut fields, &models)? {
+        Model::Local(model) => model,
+        Model::Upstream(model) => return model.forward(&id.0, "/chat/completions", fields.rest()).await,
+    };
     let mut asked = Asked::read(&mut fields, &model, &["max_completion_tokens", "max_tokens"])?;
     let logprobs = fields.bool("logprobs")?.unwrap_or(false);
     let top = fields.integer("top_logprobs", 0, MOST_LOGPROBS)?.map(|n| n as u8);
@@ -35,7 +38,8 @@ pub async fn post(
         return Err(ApiError::invalid("top_logprobs", "`top_logprobs` needs `logprobs: true`."));
     }
     asked.sampling.logprobs = logprobs.then_some(top.unwrap_or(0));
-    let messages = messages(&mut fields)?;
+    let mut messages = messages(&mut fields)?;
+    let begun = begun(&mut fields, &mut messages)?;
     refuse(&mut fields)?;
     fields.finish()?;
     if asked.max_tokens == Some(0) {
@@ -45,8 +49,8 @@ pub async fn post(
         ));
     }
 
-    let prompt = match model.text.chat(messages).await {
-        Some(prompt) => prompt.map_err(ApiError::chat)?,
+    let mut tokens = match model.text.chat(messages).await {
+        Some(prompt) => prompt.map_err(ApiError::chat)?.tokens,
         None => {
             let message = format!(
                 "The model `{}` has no chat template; use /v1/completions, or a checkpoint made for chat.",
@@ -55,12 +59,12 @@ pub async fn post(
             return Err(ApiError::unsupported("model", message));
         }
     };
+    if let Some(begun) = begun {
+        tokens.extend(model.text.encode(begun, false).await.map_err(|e| ApiError::text(e, "messages"))?);
+    }
     let shape = asked.shape(&model, &[]);
-    let prompt = Prompt {
-        tokens: prompt.tokens.into(),
-        max_tokens: asked.max_tokens.unwrap_or(u32::MAX),
-        logprobs: None,
-    };
+    let prompt =
+        Prompt { tokens: tokens.into(), max_tokens: asked.max_tokens.unwrap_or(u32::MAX), logprobs: None };
     let answers = Answers::submit(&model, &asked, &shape, &id.0, vec![prompt], "messages")?;
     let writer = Writer {
         id: format!("chatcmpl-{}", id.0),
@@ -93,9 +97,30 @@ fn refuse(fields: &mut Fields) -> Result<(), ApiError> {
     fields.refuse("verbosity", &[json!("medium")], "the model has no such setting.")?;
     fields.refuse("web_search_options", &[], "this server opens no outside connection.")?;
     fields.refuse("chat_template", &[], "templates come from the checkpoint only.")?;
-    fields.refuse("chat_template_kwargs", &[json!({})], "templates come from the checkpoint only.")?;
-    fields.refuse("add_generation_prompt", &[json!(true)], "the answer is always a turn of its own.")?;
-    fields.refuse("continue_final_message", &[json!(false)], "the answer is always a turn of its own.")
+    fields.refuse("chat_template_kwargs", &[json!({})], "templates come from the checkpoint only.")
+}
+
+/// What the answer goes on with: the last message, if it is the assistant's and the request says so. The two fields are
+/// those of other engines, which want both.
+fn begun(fields: &mut Fields, messages: &mut Vec<Message>) -> Result<Option<String>, ApiError> {
+    let go_on = fields.bool("continue_final_message")?.unwrap_or(false);
+    let turn = fields.bool("add_generation_prompt")?.unwrap_or(!go_on);
+    match (go_on, turn) {
+        (false, true) => return Ok(None),
+        (true, false) => {}
+        _ => {
+            let message =
+                "`add_generation_prompt` must be false with `continue_final_message`, and true without.";
+            return Err(ApiError::unsupported("add_generation_prompt", message));
+        }
+    }
+    match messages.pop() {
+        Some(last) if last.role == "assistant" && !messages.is_empty() => Ok(Some(last.content)),
+        _ => Err(ApiError::invalid(
+            "continue_final_message",
+            "`continue_final_message` needs a last message of the assistant, after others.",
+        )),
+    }
 }
 
 fn messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {

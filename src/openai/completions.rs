@@ -14,7 +14,7 @@ use super::error::ApiError;
 use super::fields::{Fields, integer, wrong};
 use super::sse;
 use crate::engine::request::Logprobs;
-use crate::served::{Models, Served};
+use crate::served::{Model, Models, Served};
 use crate::server::RequestId;
 use crate::text::Text;
 use crate::text::generation::{Drawn, End, Output};
@@ -31,7 +31,10 @@ pub async fn post(
     request: Request,
 ) -> Result<Response, ApiError> {
     let mut fields = super::body(request).await?;
-    let model = model(&mut fields, &models)?;
+    let model = match model(&mut fields, &models)? {
+        Model::Local(model) => model,
+        Model::Upstream(model) => return model.forward(&id.0, "/completions", fields.rest()).await,
+    };
     let mut asked = Asked::read(&mut fields, &model, &["max_tokens"])?;
     let echo = fields.bool("echo")?.unwrap_or(false);
     let logprobs = fields.integer("logprobs", 0, MOST_LOGPROBS)?.map(|n| n as u8);

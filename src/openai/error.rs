@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::engine::request::Refused;
 use crate::nearest::nearest;
+use crate::served::ask::Failure;
 use crate::text::chat::ChatError;
 use crate::text::tokenizer::TokenizerError;
 
@@ -114,6 +115,26 @@ impl ApiError {
     /// A step that failed, or the engine being stopped, while an answer was being made.
     pub fn failed(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "generation_failed", message)
+    }
+
+    /// An upstream that does not answer, or not to the end.
+    pub fn upstream(failure: &Failure) -> Self {
+        let message = sentence(&failure.to_string());
+        match failure {
+            Failure::Busy { retry_after, .. } => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                let error = Self::new(status, "rate_limit_error", "upstream_busy", message);
+                Self { retry_after: Some(*retry_after), ..error }
+            }
+            _ => {
+                // The key of this server's settings is no affair of the client's.
+                let status = match failure.status() {
+                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => StatusCode::BAD_GATEWAY,
+                    status => status,
+                };
+                Self::new(status, "server_error", "upstream_failed", message)
+            }
+        }
     }
 
     /// The error object.

@@ -94,6 +94,11 @@ impl Fields {
         }
     }
 
+    /// Every field that was not taken, for a server that reads them itself.
+    pub fn rest(self) -> Map<String, Value> {
+        self.map
+    }
+
     /// What is left was not understood.
     pub fn finish(mut self) -> Result<(), ApiError> {
         let Some(field) = self.map.keys().next().cloned() else { return Ok(()) };

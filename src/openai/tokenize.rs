@@ -1,5 +1,7 @@
 //! `POST /tokenize` and `POST /detokenize`: the model's own view of a text, as other engines offer it.
 
+use std::sync::Arc;
+
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -7,13 +9,27 @@ use serde_json::{Value, json};
 use super::asked::model;
 use super::completions::token_list;
 use super::error::ApiError;
-use super::fields::wrong;
-use crate::served::Models;
+use super::fields::{Fields, wrong};
+use crate::served::{Model, Models, Served};
+
+/// The model that a request names, if its tokenizer is here.
+fn local(fields: &mut Fields, models: &Models) -> Result<Arc<Served>, ApiError> {
+    match model(fields, models)? {
+        Model::Local(model) => Ok(model),
+        Model::Upstream(model) => {
+            let message = format!(
+                "The model `{}` is served by the upstream `{}`, and its tokenizer is not here; ask that server.",
+                model.name, model.upstream.name
+            );
+            Err(ApiError::unsupported("model", message))
+        }
+    }
+}
 
 /// The text is users' text: control tokens are only those that the server itself puts around it.
 pub async fn tokenize(State(models): State<Models>, request: Request) -> Result<Response, ApiError> {
     let mut fields = super::body(request).await?;
-    let model = model(&mut fields, &models)?;
+    let model = local(&mut fields, &models)?;
     let prompt = fields
         .string("prompt")?
         .ok_or_else(|| ApiError::missing("prompt", "`prompt` is missing; send the text as a string."))?;
@@ -31,7 +47,7 @@ pub async fn tokenize(State(models): State<Models>, request: Request) -> Result<
 
 pub async fn detokenize(State(models): State<Models>, request: Request) -> Result<Response, ApiError> {
     let mut fields = super::body(request).await?;
-    let model = model(&mut fields, &models)?;
+    let model = local(&mut fields, &models)?;
     let tokens = match fields.take("tokens") {
         None => return Err(ApiError::missing("tokens", "`tokens` is missing; send a list of tokens.")),
         Some(Value::Array(list)) => token_list("tokens", &list, model.context())?,

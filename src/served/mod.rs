@@ -11,6 +11,7 @@ use family::Family;
 
 use crate::engine::handle::Handle;
 use crate::text::Text;
+use crate::upstream;
 
 /// One model, ready to serve.
 pub struct Served {
@@ -39,24 +40,29 @@ impl Served {
 pub enum Model {
     /// The engine in this process.
     Local(Arc<Served>),
+    /// A server that the settings list.
+    Upstream(Arc<upstream::Model>),
 }
 
 impl Model {
     pub fn name(&self) -> &str {
         match self {
             Model::Local(served) => &served.name,
+            Model::Upstream(model) => &model.name,
         }
     }
 
     pub fn aliases(&self) -> &[String] {
         match self {
             Model::Local(served) => &served.aliases,
+            Model::Upstream(model) => &model.aliases,
         }
     }
 
     pub fn family(&self) -> Family {
         match self {
             Model::Local(served) => served.family,
+            Model::Upstream(model) => model.family,
         }
     }
 
@@ -64,6 +70,7 @@ impl Model {
     pub fn fills(&self) -> bool {
         match self {
             Model::Local(served) => served.text.fim.is_some(),
+            Model::Upstream(model) => model.fills(),
         }
     }
 
@@ -71,6 +78,7 @@ impl Model {
     pub fn chats(&self) -> bool {
         match self {
             Model::Local(served) => served.text.chat.is_some(),
+            Model::Upstream(_) => true,
         }
     }
 
@@ -78,51 +86,74 @@ impl Model {
     pub fn context(&self) -> u32 {
         match self {
             Model::Local(served) => served.context(),
+            Model::Upstream(model) => model.context,
         }
     }
 
     pub async fn ask(&self, ask: Ask) -> Result<Answer, Failure> {
         match self {
             Model::Local(served) => served.ask(ask).await,
+            Model::Upstream(model) => model.ask(ask).await,
         }
     }
 
-    /// How many tokens a text has.
+    /// How many tokens a text has; a third of its bytes where the tokenizer is elsewhere.
     pub async fn count(&self, text: String) -> Result<u32, Failure> {
         match self {
             Model::Local(served) => served.count(text).await,
+            Model::Upstream(model) => Ok(model.count(&text)),
         }
     }
 }
 
 /// All models of the process, in the order in which they were configured. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Models(Arc<[Arc<Served>]>);
+pub struct Models {
+    local: Arc<[Arc<Served>]>,
+    upstream: Arc<[Arc<upstream::Model>]>,
+}
 
 impl Models {
     pub fn new(models: Vec<Served>) -> Self {
-        Self(models.into_iter().map(Arc::new).collect())
+        Self { local: models.into_iter().map(Arc::new).collect(), upstream: Arc::default() }
     }
 
-    pub fn get(&self, name: &str) -> Option<&Arc<Served>> {
-        self.0.iter().find(|m| m.name == name)
+    /// With models of upstreams beside those of this process.
+    pub fn with_upstreams(self, models: Vec<upstream::Model>) -> Self {
+        Self { upstream: models.into_iter().map(Arc::new).collect(), ..self }
     }
 
+    /// The model of that name, or the one that has it as an alias.
+    pub fn get(&self, name: &str) -> Option<Model> {
+        let alias = || self.all().find(|m| m.aliases().iter().any(|alias| alias == name));
+        self.all().find(|m| m.name() == name).or_else(alias)
+    }
+
+    /// The models of this process.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Served>> {
-        self.0.iter()
+        self.local.iter()
+    }
+
+    /// The models of upstreams.
+    pub fn upstream(&self) -> impl Iterator<Item = &Arc<upstream::Model>> {
+        self.upstream.iter()
     }
 
     /// Every model, local ones first.
     pub fn all(&self) -> impl Iterator<Item = Model> {
-        self.0.iter().cloned().map(Model::Local)
+        let local = self.local.iter().cloned().map(Model::Local);
+        local.chain(self.upstream.iter().cloned().map(Model::Upstream))
     }
 
     pub fn names(&self) -> Vec<&str> {
-        self.0.iter().map(|m| m.name.as_str()).collect()
+        let local = self.local.iter().map(|m| m.name.as_str());
+        local.chain(self.upstream.iter().map(|m| m.name.as_str())).collect()
     }
 
-    /// Whether there is a model, and every engine is there and takes requests.
+    /// Whether there is a model, and every engine is there and takes requests. An upstream that is away makes its own
+    /// requests fail and not this server.
     pub fn ready(&self) -> bool {
-        !self.0.is_empty() && self.iter().map(|m| m.engine.status()).all(|s| s.alive && !s.stopping)
+        let any = !self.local.is_empty() || !self.upstream.is_empty();
+        any && self.iter().map(|m| m.engine.status()).all(|s| s.alive && !s.stopping)
     }
 }

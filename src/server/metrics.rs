@@ -26,6 +26,7 @@ use super::{Health, Limits, accept};
 use crate::duo::figures::Figures;
 use crate::engine::handle::Status;
 use crate::served::Models;
+use crate::upstream;
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -117,6 +118,16 @@ const COUNTERS: [Row; 9] = [
     ("preemptions", "Sequences that gave their blocks back and began again", |s| s.preemptions),
 ];
 
+type UpstreamRow = (&'static str, &'static str, MetricType, fn(&upstream::Status) -> u64);
+
+const UPSTREAMS: [UpstreamRow; 3] = [
+    ("upstream_requests", "Requests for an upstream", MetricType::Counter, |s| s.requests),
+    ("upstream_failures", "Requests that an upstream did not answer to the end", MetricType::Counter, |s| {
+        s.failures
+    }),
+    ("upstream_running", "Requests that an upstream works on", MetricType::Gauge, |s| s.running),
+];
+
 impl Collector for Engines {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let models: Vec<_> =
@@ -131,6 +142,19 @@ impl Collector for Engines {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for (label, status) in &models {
                 ConstCounter::new(of(status)).encode(metric.encode_family(label)?)?;
+            }
+        }
+        let mut upstreams: Vec<_> = self.models.upstream().map(|m| &m.upstream).collect();
+        upstreams.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        for (name, help, kind, of) in UPSTREAMS {
+            let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+            for upstream in &upstreams {
+                let (label, value) = ([("upstream", upstream.name.clone())], of(&upstream.status()));
+                let value_of = metric.encode_family(&label)?;
+                match kind {
+                    MetricType::Gauge => ConstGauge::new(value).encode(value_of)?,
+                    _ => ConstCounter::new(value).encode(value_of)?,
+                }
             }
         }
         let help = "Requests whose answer is not sent yet";

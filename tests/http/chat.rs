@@ -140,3 +140,33 @@ fn without_a_limit_a_turn_may_fill_the_context() {
     let limited = site.chat(json!({"ignore_eos": true, "max_completion_tokens": 5})).json();
     assert_eq!(limited["usage"]["completion_tokens"], 5);
 }
+
+#[test]
+fn an_answer_goes_on_with_the_assistants_last_message_when_told_so() {
+    let site = Site::start();
+    let first: Vec<u32> = site.text.tokenizer.encode(ANSWER).unwrap().into_iter().take(3).collect();
+    let begun = site.text.tokenizer.decode(&first, false);
+    let messages = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": begun}]);
+    for fields in [
+        json!({"continue_final_message": true, "add_generation_prompt": false}),
+        json!({"continue_final_message": true}),
+    ] {
+        let mut asked = fields.clone();
+        asked["messages"] = messages.clone();
+        let answer = site.chat(asked).json();
+        assert_eq!(answer["choices"][0]["message"]["content"], ANSWER[begun.len()..], "{fields}");
+    }
+    for (fields, words) in [
+        (json!({"continue_final_message": true, "add_generation_prompt": true}), "must be false"),
+        (json!({"add_generation_prompt": false}), "true without"),
+        (json!({"continue_final_message": true}), "a last message of the assistant"),
+        (
+            json!({"continue_final_message": true, "messages": [{"role": "assistant", "content": "a"}]}),
+            "a last message of the assistant",
+        ),
+    ] {
+        let reply = site.chat(fields);
+        assert_eq!(reply.status, 400);
+        assert!(reply.message().contains(words), "{}", reply.message());
+    }
+}
