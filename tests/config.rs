@@ -88,7 +88,7 @@ fn mistakes_are_told_with_their_place_and_the_way_out() {
         (
             "drain = 1",
             "`drain` stands outside a section",
-            "[server], [engine], [duo], [log], [[model]], [[upstream]]",
+            "[server], [engine], [gitlab], [duo], [log], [[model]], [[upstream]]",
         ),
         (
             "[[model]]\nquantise = \"q8_0\"",
@@ -247,4 +247,119 @@ fn help_names_the_exit_codes_and_wrong_usage_is_code_2() {
     let (code, error) = failure(&hearth(&["srve"], &[]));
     assert_eq!(code, 2);
     assert!(error.contains("srve"));
+}
+
+#[test]
+fn variables_of_gitlabs_own_gateway_mean_what_they_meant() {
+    let environment = [
+        ("AIGW_GITLAB_URL", "https://gitlab.example.com/"),
+        ("AIGW_CUSTOMER_PORTAL_URL", "https://customers.gitlab.com"),
+        ("AIGW_CLOUD_CONNECTOR_SERVICE_NAME", "another-gateway"),
+        ("AIGW_AUTH__BYPASS_EXTERNAL", "False"),
+        ("AIGW_AUTH__BYPASS_EXTERNAL_WITH_HEADER", "true"),
+        ("AIGW_CUSTOM_MODELS__DISABLE_STREAMING", "1"),
+        ("AIGW_LOGGING__LEVEL", "WARNING"),
+        ("AIGW_CUSTOM_MODELS__ENABLED", "true"),
+        ("AIGW_FASTAPI__DOCS_URL", "/docs"),
+        ("HEARTH__GITLAB__AUDIENCE", "mine"),
+    ];
+    let variables = environment.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
+    let layers = Layers::load(None, variables).unwrap();
+    for (name, value) in [
+        ("gitlab.url", "https://gitlab.example.com/"),
+        ("gitlab.portal_url", "https://customers.gitlab.com"),
+        ("gitlab.audience", "mine"),
+        ("gitlab.bypass", "header"),
+        ("duo.streaming", "false"),
+        ("log.level", "warn"),
+    ] {
+        assert_eq!(layers.text(name), value, "{name}");
+    }
+    assert_eq!(layers.origin("gitlab.url").to_string(), "environment variable AIGW_GITLAB_URL");
+    assert_eq!(layers.unused(), ["AIGW_CUSTOM_MODELS__ENABLED", "AIGW_FASTAPI__DOCS_URL"]);
+    let settings = Settings::of(&layers).unwrap();
+    assert!(!settings.streaming);
+    assert_eq!(settings.gitlab.rules.gitlab.unwrap().to_string(), "https://gitlab.example.com");
+    let odd = [("AIGW_AUTH__BYPASS_EXTERNAL".to_owned(), "maybe".to_owned())];
+    let error = Layers::load(None, odd.into_iter()).unwrap_err();
+    assert_eq!(
+        (error.what.as_str(), error.fix.as_str()),
+        ("its value is \"maybe\"", "it must be true or false")
+    );
+}
+
+#[test]
+fn mistakes_about_gitlab_are_told_before_anything_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let public = "validation_key = \"-----BEGIN PUBLIC KEY-----\\nMCow\\n-----END PUBLIC KEY-----\"";
+    let cases = [
+        ("url = \"gitlab.example.com\"", "`gitlab.url` is \"gitlab.example.com\"", "a URL with its scheme"),
+        ("url = \"https://u:p@gitlab\"", "`gitlab.url`", "without a user name"),
+        ("portal_url = \"ftp://x\"", "`gitlab.portal_url`", "a URL with its scheme"),
+        ("scopes = \"maybe\"", "`gitlab.scopes` is \"maybe\"", "one of enforce, trust"),
+        ("audience = \"\"", "`gitlab.audience` is empty", "gitlab-ai-gateway"),
+        (
+            "signing_key = \"secret nonsense\"",
+            "`gitlab.signing_key` holds no usable key",
+            "RSA private key in PEM form",
+        ),
+        (public, "`gitlab.validation_key` holds no usable key", "this is a public key"),
+        (
+            "bypass = \"all\"",
+            "`gitlab.bypass` is \"all\" while `server.listen` is 0.0.0.0:5052",
+            "127.0.0.1:5052",
+        ),
+    ];
+    for (lines, what, fix) in cases {
+        let text = format!("[server]\nlisten = \"0.0.0.0:5052\"\n[gitlab]\n{lines}\n");
+        let file = write(&dir.path().join("hearth.toml"), &text);
+        let (code, said) = failure(&hearth(&["config", "check", "--config", &file], &[]));
+        assert_eq!(code, 3, "{said}");
+        assert!(said.contains(what) && said.contains(fix), "{lines}: {said}");
+        assert!(!said.contains("nonsense"), "a secret is shown: {said}");
+    }
+    let text =
+        "[gitlab]\nbypass = \"all\"\nca_file = \"/nowhere.pem\"\nurl = \"https://gitlab.example.com\"\n";
+    let loopback = write(&dir.path().join("hearth.toml"), text);
+    assert!(out(&hearth(&["config", "check", "--config", &loopback], &[])).contains("valid"));
+    let state = dir.path().join("state").display().to_string();
+    let serve = ["serve", "--config", &loopback, "--state-dir", &state];
+    let (code, said) = failure(&hearth(&serve, &[("HEARTH_KEY", "a-key-of-mine-1234567")]));
+    assert!(code == 3 && said.contains("/nowhere.pem cannot be read"), "{said}");
+}
+
+#[test]
+fn the_key_for_editors_tokens_is_made_rotated_and_never_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let (signing, validation) = (state.join("jwt_signing.pem"), state.join("jwt_validation.pem"));
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let place = state.display().to_string();
+    let rotate = ["keys", "rotate", "--state-dir", &place];
+    assert_eq!(out(&hearth(&rotate, &[])), "");
+    let first = read(&signing);
+    assert!(first.starts_with("-----BEGIN PRIVATE KEY-----\n"));
+    for path in [&signing, &validation] {
+        assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let said = String::from_utf8(hearth(&rotate, &[]).stderr).unwrap();
+    assert!(said.contains("takes it at its next start") && !said.contains("BEGIN"), "{said}");
+    assert_eq!(read(&validation), first, "the key before is the previous one");
+    assert_ne!(read(&signing), first);
+    assert_eq!(std::fs::read_dir(&state).unwrap().count(), 2, "nothing is left lying about");
+    // A configured key goes before the state directory's, so that rotating that one would do nothing.
+    let configured = first.replace('\n', "\\n");
+    let configured = [("AIGW_SELF_SIGNED_JWT__SIGNING_KEY", configured.as_str())];
+    let (code, said) = failure(&hearth(&rotate, &configured));
+    assert!(code == 3 && said.contains("`gitlab.signing_key` is configured"), "{said}");
+    let shown = out(&hearth(&["config", "show"], &configured));
+    assert!(shown.contains("signing_key = \"***\"") && !shown.contains("BEGIN"), "{shown}");
+    // A file that others can read, or a damaged one, is told and not replaced.
+    std::fs::set_permissions(&signing, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let (code, said) = failure(&hearth(&rotate, &[]));
+    assert!(code == 3 && said.contains("others can read the key that signs editors' tokens"), "{said}");
+    std::fs::set_permissions(&signing, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(&signing, "half").unwrap();
+    let (code, said) = failure(&hearth(&rotate, &[]));
+    assert!(code == 3 && said.contains("it holds no key for editors' tokens"), "{said}");
 }

@@ -4,6 +4,7 @@ mod chat;
 mod complete;
 mod config;
 mod error;
+mod keys;
 mod load;
 mod models;
 mod serve;
@@ -55,6 +56,9 @@ enum Verb {
     /// Look at checkpoints and at the configured models
     #[command(subcommand)]
     Models(models::Verb),
+    /// Change the keys that the server made for itself
+    #[command(subcommand)]
+    Keys(keys::Verb),
     /// Check the settings, or show them and where each came from
     #[command(subcommand)]
     Config(config::Verb),
@@ -83,6 +87,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Complete(verb) => complete::run(verb, &cli.common),
         Verb::Chat(verb) => chat::run(verb, &cli.common),
         Verb::Models(verb) => models::run(verb, &cli.common),
+        Verb::Keys(verb) => keys::run(verb, &cli.common),
         Verb::Config(verb) => config::run(verb, &cli.common),
     };
     match done {

@@ -9,9 +9,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::load::{self, ModelFlags};
 use super::{CliError, Common, Exit};
-use crate::config::{Settings, state};
+use crate::config::{GitLab, Settings, state};
 use crate::duo::Gateway;
 use crate::duo::choice::Defaults;
+use crate::duo::identity::own::OwnKeys;
 use crate::duo::identity::{Bypass, Identity};
 use crate::served::Models;
 use crate::server::{self, ApiKey, Health, Limits, Metrics, Server, Shared};
@@ -55,8 +56,14 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         Some(key) => (key, false),
         None => state::key(&settings.state_dir)?,
     };
+    if !layers.unused().is_empty() {
+        let names = layers.unused().join(", ");
+        tracing::info!("variables of GitLab's own gateway that are not used here: {names}");
+    }
+    let identity = identity(&settings)?;
     let runtime = super::runtime()?;
     runtime.block_on(async {
+        tokio::spawn(identity.keep());
         // A port in use is told before minutes of reading, not after.
         for address in [Some(settings.listen), settings.metrics].into_iter().flatten() {
             drop(tokio::net::TcpListener::bind(address).await.map_err(|e| port(address, &e))?);
@@ -66,11 +73,11 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         let metrics = Metrics::default();
         let shared = Shared {
             duo: Arc::new(Gateway {
-                identity: Identity::new(Bypass::Off),
+                identity,
                 models: models.clone(),
                 defaults: Defaults::new(settings.defaults.each_ref().map(|(_, name, _)| name.as_str())),
                 figures: metrics.duo.clone(),
-                streaming: true,
+                streaming: settings.streaming,
                 patience: settings.patience,
             }),
             models,
@@ -99,6 +106,19 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         server.serve(stopped()?).await;
         tracing::info!("stopped");
         Ok(())
+    })
+}
+
+/// Who may call the GitLab dialect. The key for editors' tokens is made only where there is a GitLab to ask for them.
+fn identity(settings: &Settings) -> Result<Identity, CliError> {
+    let GitLab { rules, signing_key, validation_key } = settings.gitlab.clone();
+    let own = match rules.gitlab.is_some() || rules.bypass != Bypass::Off || signing_key.is_some() {
+        true => Some(OwnKeys::open(&settings.state_dir, signing_key, validation_key)?),
+        false => None,
+    };
+    Identity::new(rules, own).map_err(|e| {
+        let fix = "correct gitlab.ca_file, or install the system's certificates (package ca-certificates)";
+        CliError::new(Exit::Config, e.to_string()).fix(fix)
     })
 }
 

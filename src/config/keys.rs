@@ -1,5 +1,6 @@
 //! The table of settings.
 
+use crate::duo::identity::Bypass;
 use crate::outbound::Base;
 
 /// What a setting's value must look like.
@@ -69,6 +70,31 @@ pub const KEYS: &[Key] = &[
     key("engine.queue_requests", Kind::Number(1, MILLION), "256", "requests that may wait"),
     key("engine.queue_tokens", Kind::Number(1, 1 << 40), "262144", "prompt tokens that may wait"),
     key("engine.prefix_cache", Kind::Switch, "true", "whether equal beginnings of prompts are computed once"),
+    key("gitlab.url", Kind::Url, "", "GitLab's URL, also with a relative root; empty: no Duo"),
+    key("gitlab.portal_url", Kind::Url, "", "the customers portal, whose tokens are good too; empty: none"),
+    key("gitlab.ca_file", Kind::Path, "", "certificates in PEM form, trusted beside the system's"),
+    key("gitlab.audience", Kind::Text, "gitlab-ai-gateway", "the audience that tokens must name"),
+    key("gitlab.leeway", Kind::Number(0, 600), "60", "seconds by which GitLab's clock may differ"),
+    key("gitlab.refresh", Kind::Number(60, DAY), "3600", "seconds between two fetches of GitLab's keys"),
+    key(
+        "gitlab.scopes",
+        Kind::Choice(&["enforce", "trust"]),
+        "enforce",
+        "whether a token opens only what its scopes name, or everything",
+    ),
+    key(
+        "gitlab.bypass",
+        Kind::Choice(Bypass::WORDS),
+        "off",
+        "for trying things out, on loopback only: who comes in without a good token",
+    ),
+    key(
+        "gitlab.signing_key",
+        Kind::Secret,
+        "",
+        "RSA key in PEM form for editors' tokens; empty: made at first start and kept in the state directory",
+    ),
+    key("gitlab.validation_key", Kind::Secret, "", "the signing key before; its tokens are still good"),
     key(
         "duo.completion_model",
         Kind::Text,
@@ -94,6 +120,7 @@ pub const KEYS: &[Key] = &[
         "seconds that GitLab waits for chat; its own setting says",
     ),
     key("duo.docs", Kind::Path, "", "a directory of Markdown files for documentation search; empty: none"),
+    key("duo.streaming", Kind::Switch, "true", "whether answers go to GitLab as they are made"),
     key("log.level", Kind::Choice(&["error", "warn", "info", "debug", "trace"]), "info", "what is logged"),
     key("log.format", Kind::Choice(&["text", "json"]), "text", "how it is logged"),
 ];

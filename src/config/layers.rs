@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::ConfigError;
+use super::aliases::{self, Meaning};
 use super::entries::{ModelEntry, UpstreamEntry};
 use super::keys::{KEYS, Key, Kind};
 use crate::nearest::nearest;
@@ -37,6 +38,7 @@ pub struct Layers {
     values: BTreeMap<&'static str, (String, Origin)>,
     models: Vec<ModelEntry>,
     upstreams: Vec<UpstreamEntry>,
+    unused: Vec<String>,
 }
 
 /// Where the file is looked for when none is named.
@@ -46,7 +48,7 @@ impl Layers {
     /// Defaults only.
     pub fn new() -> Self {
         let values = KEYS.iter().map(|k| (k.name, (k.default.to_owned(), Origin::Default))).collect();
-        Self { values, models: Vec::new(), upstreams: Vec::new() }
+        Self { values, models: Vec::new(), upstreams: Vec::new(), unused: Vec::new() }
     }
 
     /// Defaults, the file (a named one must exist), the `conf.d` beside it in the order of names, the environment.
@@ -129,7 +131,12 @@ impl Layers {
 
     fn environment(&mut self, variables: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {
         let mut variables: Vec<_> = variables.collect();
-        variables.sort();
+        variables.sort_by(|a, b| (aliases::rank(&a.0), a).cmp(&(aliases::rank(&b.0), b)));
+        for (name, value) in &variables {
+            if name.starts_with("AIGW_") {
+                self.alias(name, value)?;
+            }
+        }
         for (name, value) in variables {
             let origin = Origin::Environment(name.clone());
             if name == "HEARTH_KEY" {
@@ -140,6 +147,28 @@ impl Layers {
             }
         }
         Ok(())
+    }
+
+    /// A variable of GitLab's own gateway.
+    fn alias(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
+        let origin = Origin::Environment(name.to_owned());
+        match aliases::meaning(name, value) {
+            Ok(Meaning::Set(key, value)) => self.set(find(key, &origin)?, value, &origin),
+            Ok(Meaning::Nothing) => Ok(()),
+            Ok(Meaning::Unused) => {
+                self.unused.push(name.to_owned());
+                Ok(())
+            }
+            Err(expected) => {
+                let what = format!("its value is {value:?}");
+                Err(ConfigError::new(&origin, what, format!("it must be {expected}")))
+            }
+        }
+    }
+
+    /// Variables of GitLab's own gateway that mean nothing here.
+    pub fn unused(&self) -> &[String] {
+        &self.unused
     }
 
     /// A flag of the command line.

@@ -3,7 +3,9 @@
 //! Every setting is a row of [`KEYS`]; a name that is in no row is an error with the nearest name. Values are kept as
 //! text with their origin until they are read as what they are.
 
+mod aliases;
 pub mod entries;
+pub mod gitlab;
 pub mod keys;
 pub mod layers;
 pub mod state;
@@ -13,6 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use entries::{ModelEntry, UpstreamEntry};
+pub use gitlab::GitLab;
 pub use keys::{KEYS, Key, Kind};
 pub use layers::{Layers, Origin};
 
@@ -53,6 +56,9 @@ pub struct Settings {
     pub prefix_cache: bool,
     pub log_level: String,
     pub log_format: String,
+    pub gitlab: GitLab,
+    /// Whether answers to GitLab are streamed where it asks for that.
+    pub streaming: bool,
     pub models: Vec<ModelEntry>,
     pub upstreams: Vec<UpstreamEntry>,
     /// The default models of completion, generation and chat; empty: chosen by what models can do.
@@ -93,6 +99,8 @@ impl Settings {
             prefix_cache: layers.text("engine.prefix_cache") == "true",
             log_level: layers.text("log.level").to_owned(),
             log_format: layers.text("log.format").to_owned(),
+            gitlab: GitLab::of(layers)?,
+            streaming: layers.text("duo.streaming") == "true",
             models: layers.models().to_vec(),
             upstreams: layers.upstreams().to_vec(),
             defaults: ["duo.completion_model", "duo.generation_model", "duo.chat_model"]

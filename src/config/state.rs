@@ -1,4 +1,4 @@
-//! The state directory and the key in it.
+//! The state directory and the keys in it.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -64,47 +64,88 @@ pub fn default_directory() -> PathBuf {
     base.unwrap_or_else(|| "/var/lib".into()).join("hearth")
 }
 
+/// A secret file of the state directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    pub name: &'static str,
+    /// What is in it, for messages.
+    pub what: &'static str,
+    /// The setting that does without it.
+    pub instead: &'static str,
+}
+
+const KEY: Kept = Kept { name: "key", what: "the API key", instead: "HEARTH_KEY" };
+
 /// The key in the state directory, made on the first call; `true` when it was made now.
 pub fn key(directory: &Path) -> Result<(Secret, bool), ConfigError> {
-    let path = directory.join("key");
-    let origin = Origin::File(path.clone());
-    let failed = |e: io::Error| {
-        let fix = "make it readable and writable for this user, or set HEARTH_KEY or --state-dir";
-        ConfigError::new(&origin, format!("the API key cannot be kept there: {e}"), fix)
+    let make = || {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).expect("bug: the system gives no random numbers");
+        bytes.iter().fold("hearth_".to_owned(), |text, b| format!("{text}{b:02x}")) + "\n"
     };
-    match fs::read_to_string(&path) {
-        Ok(text) => {
-            let mode = fs::metadata(&path).map_err(failed)?.permissions().mode();
-            if mode & 0o077 != 0 {
-                let what = format!("others can read the API key (mode {:03o})", mode & 0o777);
-                return Err(ConfigError::new(&origin, what, format!("chmod 600 {}", path.display())));
-            }
-            return Ok((Secret::checked(text.trim(), &origin)?, false));
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(failed(e)),
+    let (text, made) = KEY.get_or_make(directory, make)?;
+    Ok((Secret::checked(text.trim(), &Origin::File(KEY.path(directory)))?, made))
+}
+
+impl Kept {
+    pub fn path(&self, directory: &Path) -> PathBuf {
+        directory.join(self.name)
     }
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|e| failed(io::Error::other(e.to_string())))?;
-    let secret = Secret(bytes.iter().fold("hearth_".to_owned(), |text, b| format!("{text}{b:02x}")));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
-    // Written aside and linked into place: a reader sees a whole key or none, and of two starts one wins.
-    let nonce = getrandom::u64().map_err(|e| failed(io::Error::other(e.to_string())))?;
-    let aside = directory.join(format!(".key.{nonce:016x}"));
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-        file.write_all(secret.0.as_bytes())?;
-        file.write_all(b"\n")?;
-        file.sync_all()?;
-        fs::hard_link(&aside, &path)
-    };
-    let written = write();
-    let _ = fs::remove_file(&aside);
-    match written {
-        Ok(()) => Ok((secret, true)),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            key(directory).map(|(secret, _)| (secret, false))
+
+    pub fn failed(&self, directory: &Path, error: &io::Error) -> ConfigError {
+        let fix =
+            format!("make it readable and writable for this user, or set {} or --state-dir", self.instead);
+        let what = format!("{} cannot be kept there: {error}", self.what);
+        ConfigError::new(&Origin::File(self.path(directory)), what, fix)
+    }
+
+    /// The file's text, if it is there. Others must not be able to read it.
+    pub fn get(&self, directory: &Path) -> Result<Option<String>, ConfigError> {
+        let path = self.path(directory);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(self.failed(directory, &e)),
+        };
+        let mode = fs::metadata(&path).map_err(|e| self.failed(directory, &e))?.permissions().mode();
+        if mode & 0o077 != 0 {
+            let fix = format!("chmod 600 {}", path.display());
+            let what = format!("others can read {} (mode {:03o})", self.what, mode & 0o777);
+            return Err(ConfigError::new(&Origin::File(path), what, fix));
         }
-        Err(e) => Err(failed(e)),
+        Ok(Some(text))
+    }
+
+    /// The file's text, made on the first call; `true` when it was made now.
+    pub fn get_or_make(
+        &self,
+        directory: &Path,
+        make: impl FnOnce() -> String,
+    ) -> Result<(String, bool), ConfigError> {
+        if let Some(text) = self.get(directory)? {
+            return Ok((text, false));
+        }
+        let failed = |e: io::Error| self.failed(directory, &e);
+        let text = make();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+        // Written aside and linked into place: a reader sees a whole file or none, and of two starts one wins.
+        let nonce = getrandom::u64().map_err(|e| failed(io::Error::other(e.to_string())))?;
+        let aside = directory.join(format!(".{}.{nonce:016x}", self.name));
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::hard_link(&aside, self.path(directory))
+        };
+        let written = write();
+        let _ = fs::remove_file(&aside);
+        match written {
+            Ok(()) => Ok((text, true)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match self.get(directory)? {
+                Some(text) => Ok((text, false)),
+                None => Err(failed(e)),
+            },
+            Err(e) => Err(failed(e)),
+        }
     }
 }

@@ -25,7 +25,8 @@ impl DuoError {
         Self { status, text: text.into(), key, retry_after: None, reason: None }
     }
 
-    fn because(self, reason: impl Into<String>) -> Self {
+    /// With a reason for the log, which the answer does not carry.
+    pub fn because(self, reason: impl Into<String>) -> Self {
         Self { reason: Some(reason.into()), ..self }
     }
 

@@ -16,6 +16,7 @@ pub mod identity;
 mod monitoring;
 pub mod prompts;
 pub mod stream;
+mod token;
 
 use std::time::Duration;
 
@@ -46,11 +47,11 @@ impl Gateway {
 
     /// Whether requests would be served.
     pub fn ready(&self) -> bool {
-        self.models.ready()
+        self.models.ready() && self.identity.ready()
     }
 }
 
 /// This dialect's rows of the table of routes.
 pub fn rows() -> Vec<Route> {
-    [monitoring::rows(), embeddings::rows(), prompts::rows()].into_iter().flatten().collect()
+    [monitoring::rows(), embeddings::rows(), prompts::rows(), token::rows()].into_iter().flatten().collect()
 }

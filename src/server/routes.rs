@@ -32,6 +32,11 @@ impl Route {
         Self { method, path, access: Access::GitLab, dialect: Dialect::GitLab, work: true, endpoint }
     }
 
+    /// The same, where no model works.
+    pub fn without_model(self) -> Self {
+        Self { work: false, ..self }
+    }
+
     /// A row of the GitLab dialect that anybody may ask.
     pub fn open(method: &'static str, path: &'static str, endpoint: MethodRouter<Shared>) -> Self {
         Self { method, path, access: Access::Open, dialect: Dialect::GitLab, work: false, endpoint }

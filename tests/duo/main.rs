@@ -5,5 +5,8 @@
 mod client;
 mod edge;
 mod forms;
+#[path = "../gitlab/mod.rs"]
+mod gitlab;
+mod identity;
 mod prompts;
 mod site;

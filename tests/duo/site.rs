@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use hearth::duo::Gateway;
 use hearth::duo::choice::Defaults;
-use hearth::duo::identity::{Bypass, Identity};
+use hearth::duo::identity::own::{OwnKey, OwnKeys};
+use hearth::duo::identity::{Bypass, Identity, Rules};
 use hearth::engine::executor::Capacity;
 use hearth::engine::handle::{Config, Engine, Handle};
 use hearth::engine::scripted::{Controls, Scripted};
@@ -25,8 +26,11 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::client::{Line, Reply, request};
+use super::gitlab::{self, GitLab};
 
 pub const KEY: &str = "hearth_test_key_0123456789";
+/// Which of the test's keys the gateway signs editors' tokens with.
+pub const OWN: usize = 9;
 /// Tokens of prompt and answer.
 pub const CONTEXT: u32 = 8192;
 
@@ -44,6 +48,7 @@ pub struct Site {
     pub controls: Controls,
     pub engine: Handle,
     pub text: Arc<Text>,
+    gitlab: Option<GitLab>,
     script: Arc<Mutex<Script>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -89,12 +94,31 @@ fn model(name: &str, files: &Path, vocab: u32, script: Arc<Mutex<Script>>) -> (S
 impl Site {
     /// A gateway that lets everybody in.
     pub fn open() -> Self {
-        Self::with(Identity::new(Bypass::All))
+        Self::ruled(Rules { bypass: Bypass::All, ..Rules::default() })
     }
 
     /// A gateway that knows no GitLab: every token is refused.
     pub fn closed() -> Self {
-        Self::with(Identity::new(Bypass::Off))
+        Self::ruled(Rules::default())
+    }
+
+    /// A gateway of a GitLab of its own, [`Site::gitlab`].
+    pub fn start() -> Self {
+        let gitlab = GitLab::start();
+        let mut site = Self::of(&gitlab, Rules::default());
+        gitlab.gateway(&format!("http://{}", site.address));
+        site.gitlab = Some(gitlab);
+        site
+    }
+
+    /// A gateway of that GitLab.
+    pub fn of(gitlab: &GitLab, rules: Rules) -> Self {
+        Self::ruled(Rules { gitlab: Some(gitlab.url().parse().unwrap()), ..rules })
+    }
+
+    pub fn ruled(rules: Rules) -> Self {
+        let own = OwnKeys::new(OwnKey::read(&gitlab::pem(OWN)).unwrap(), None);
+        Self::with(Identity::new(rules, Some(own)).unwrap())
     }
 
     pub fn with(identity: Identity) -> Self {
@@ -125,6 +149,7 @@ impl Site {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
+                tokio::spawn(shared.duo.identity.keep());
                 let (models, health) = (shared.models.clone(), shared.health.clone());
                 let figures =
                     server::metrics::serve("127.0.0.1:0".parse().unwrap(), &shared.metrics, models, health);
@@ -140,7 +165,19 @@ impl Site {
             });
         });
         let (address, metrics) = address.recv().unwrap();
-        Self { address, metrics, controls, engine, text, script, stop: Some(stop), thread: Some(thread) }
+        let (gitlab, stop, thread) = (None, Some(stop), Some(thread));
+        Self { address, metrics, controls, engine, text, gitlab, script, stop, thread }
+    }
+
+    /// The GitLab whose tokens this gateway takes.
+    pub fn gitlab(&self) -> &GitLab {
+        self.gitlab.as_ref().expect("this site was not started with a GitLab of its own")
+    }
+
+    /// A request as GitLab sends it: its headers, and a token with every scope.
+    pub fn as_rails(&self, path: &str, body: &Value) -> Reply {
+        let headers = self.gitlab().rails();
+        self.post_with(path, &gitlab::pairs(&headers), body)
     }
 
     /// What the models say from now on.

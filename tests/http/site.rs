@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use hearth::duo::Gateway;
 use hearth::duo::choice::Defaults;
-use hearth::duo::identity::{Bypass, Identity};
+use hearth::duo::identity::{Identity, Rules};
 use hearth::engine::executor::Capacity;
 use hearth::engine::handle::{Config, Engine, Handle};
 use hearth::engine::scripted::{Controls, Scripted};
@@ -94,7 +94,7 @@ impl Site {
         let metrics = Metrics::default();
         let shared = Shared {
             duo: Arc::new(Gateway {
-                identity: Identity::new(Bypass::Off),
+                identity: Identity::new(Rules::default(), None).unwrap(),
                 models: models.clone(),
                 defaults: Defaults::default(),
                 figures: metrics.duo.clone(),

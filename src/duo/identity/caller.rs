@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::claims::Claims;
 use crate::duo::error::DuoError;
 
 /// Who signed the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Issuer {
-    /// GitLab, for its own requests.
+    /// GitLab, for its own requests; or the customers portal, where it is configured.
     GitLab,
     /// This gateway, for an editor: it opens completion and nothing else.
     Gateway,
@@ -23,15 +24,30 @@ pub struct Caller {
     pub scopes: Arc<BTreeSet<String>>,
     /// Whether scopes decide. Otherwise a valid token of GitLab opens everything.
     pub enforced: bool,
+    /// What the token says; nothing while the check is switched off.
+    pub claims: Arc<Claims>,
+    /// The user as GitLab counts users everywhere, hashed; empty if GitLab did not say. Proven by the token of an
+    /// editor, told by GitLab otherwise.
+    pub user: Arc<str>,
 }
 
 /// The one scope that counts in a token of the gateway's own.
 const DIRECT: &str = "complete_code";
+/// What the oldest GitLab that is supported calls the right to both kinds of suggestions.
+const LEGACY: (&str, [&str; 2]) = ("code_suggestions", ["complete_code", "generate_code"]);
 
 impl Caller {
+    pub(super) fn new(issuer: Issuer, claims: Claims, enforced: bool, user: &str) -> Self {
+        let mut scopes: BTreeSet<String> = claims.scopes.iter().cloned().collect();
+        if scopes.contains(LEGACY.0) {
+            scopes.extend(LEGACY.1.map(str::to_owned));
+        }
+        Self { issuer, scopes: Arc::new(scopes), enforced, claims: Arc::new(claims), user: user.into() }
+    }
+
     /// The caller while the check is switched off.
     pub fn debug() -> Self {
-        Self { issuer: Issuer::Bypass, scopes: Arc::default(), enforced: false }
+        Self::new(Issuer::Bypass, Claims::default(), false, "")
     }
 
     /// Whether the token grants a scope.
@@ -51,7 +67,18 @@ impl Caller {
     ) -> Result<(), DuoError> {
         match any.iter().any(|scope| self.can(scope)) {
             true => Ok(()),
-            false => Err(DuoError::forbidden(refusal)),
+            false => Err(DuoError::forbidden(refusal).because(self.lacking(any))),
+        }
+    }
+
+    fn lacking(&self, any: &[&str]) -> String {
+        let wanted = any.join(" or ");
+        match self.issuer {
+            Issuer::Gateway => format!("an editor's token opens completion only; this needs {wanted}"),
+            _ => format!(
+                "the token has {} scopes, but not {wanted} (gitlab.scopes = \"trust\" lets it pass)",
+                self.scopes.len()
+            ),
         }
     }
 

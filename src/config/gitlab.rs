@@ -1,0 +1,87 @@
+//! The settings of `[gitlab]`: whose tokens are good, and the gateway's own keys.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::{ConfigError, Layers};
+use crate::duo::identity::own::OwnKey;
+use crate::duo::identity::{Bypass, Rules};
+use crate::outbound::Base;
+
+/// Checked.
+#[derive(Clone)]
+pub struct GitLab {
+    pub rules: Rules,
+    /// `None`: the one in the state directory.
+    pub signing_key: Option<OwnKey>,
+    pub validation_key: Option<OwnKey>,
+}
+
+/// Without the keys.
+impl std::fmt::Debug for GitLab {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GitLab").field("url", &self.rules.gitlab).finish_non_exhaustive()
+    }
+}
+
+impl GitLab {
+    pub fn of(layers: &Layers) -> Result<Self, ConfigError> {
+        let audience = layers.text("gitlab.audience");
+        if audience.is_empty() {
+            let fix = "leave it out, or set what GitLab puts into its tokens: gitlab-ai-gateway";
+            return Err(ConfigError::new(
+                layers.origin("gitlab.audience"),
+                "`gitlab.audience` is empty",
+                fix,
+            ));
+        }
+        let rules = Rules {
+            gitlab: url(layers, "gitlab.url")?,
+            portal: url(layers, "gitlab.portal_url")?,
+            authorities: Some(layers.text("gitlab.ca_file")).filter(|p| !p.is_empty()).map(PathBuf::from),
+            audience: audience.to_owned(),
+            leeway: std::time::Duration::from_secs(layers.number("gitlab.leeway")?),
+            refresh: std::time::Duration::from_secs(layers.number("gitlab.refresh")?),
+            enforced: layers.text("gitlab.scopes") == "enforce",
+            bypass: bypass(layers)?,
+            ..Rules::default()
+        };
+        Ok(Self {
+            rules,
+            signing_key: private_key(layers, "gitlab.signing_key")?,
+            validation_key: private_key(layers, "gitlab.validation_key")?,
+        })
+    }
+}
+
+fn url(layers: &Layers, name: &str) -> Result<Option<Base>, ConfigError> {
+    match layers.text(name) {
+        "" => Ok(None),
+        _ => layers.parse(name).map(Some),
+    }
+}
+
+/// The way past the check of tokens, which only this machine itself may be offered.
+fn bypass(layers: &Layers) -> Result<Bypass, ConfigError> {
+    let (word, origin) = (layers.text("gitlab.bypass"), layers.origin("gitlab.bypass"));
+    let bypass = Bypass::parse(word).expect("bug: checked by its row");
+    let listen: SocketAddr = layers.parse("server.listen")?;
+    if bypass != Bypass::Off && !listen.ip().is_loopback() {
+        let what = format!("`gitlab.bypass` is {word:?} while `server.listen` is {listen}");
+        let fix = "whoever reaches that address would be let in: listen on 127.0.0.1:5052, or set gitlab.bypass to \
+                   \"off\"";
+        return Err(ConfigError::new(origin, what, fix));
+    }
+    Ok(bypass)
+}
+
+fn private_key(layers: &Layers, name: &str) -> Result<Option<OwnKey>, ConfigError> {
+    match layers.text(name) {
+        "" => Ok(None),
+        text => OwnKey::read(text).map(Some).map_err(|expected| {
+            let fix =
+                format!("it must be {expected}; without it a key is made and kept in the state directory");
+            ConfigError::new(layers.origin(name), format!("`{name}` holds no usable key"), fix)
+        }),
+    }
+}

@@ -1,0 +1,87 @@
+//! A set of public keys (RFC 7517), as an identity provider publishes it.
+
+use jsonwebtoken::DecodingKey;
+use serde_json::Value;
+
+/// Keys of one set at most; of more, the first are taken.
+pub const MOST: usize = 32;
+/// A longer `kid` is no name of a key.
+pub const LONGEST_KID: usize = 128;
+
+/// An RSA key that signs.
+#[derive(Clone)]
+pub struct PublicKey {
+    pub kid: Option<String>,
+    pub key: DecodingKey,
+}
+
+/// The keys of one provider, and whose name tokens signed with them must carry.
+#[derive(Clone)]
+pub struct Set {
+    pub keys: Vec<PublicKey>,
+    pub issuers: Vec<String>,
+}
+
+impl Set {
+    /// The keys that a token with this `kid` may be signed with; every key when it names none.
+    pub fn named<'a>(&'a self, kid: Option<&'a str>) -> impl Iterator<Item = &'a PublicKey> {
+        self.keys.iter().filter(move |key| kid.is_none() || key.kid.as_deref() == kid)
+    }
+
+    /// Whether a token's issuer is this set's.
+    pub fn issued(&self, issuer: &str) -> bool {
+        self.issuers.iter().any(|known| same(known, issuer))
+    }
+}
+
+/// A slash at the end makes no other issuer.
+fn same(a: &str, b: &str) -> bool {
+    a.trim_end_matches('/') == b.trim_end_matches('/')
+}
+
+/// The RSA signature keys in a published set; what else is in it is skipped. `None` if this is no set at all.
+pub fn read(text: &[u8]) -> Option<Vec<PublicKey>> {
+    let set: Value = serde_json::from_slice(text).ok()?;
+    let keys = set.get("keys")?.as_array()?.iter().filter_map(rsa);
+    Some(keys.take(MOST).collect())
+}
+
+fn rsa(key: &Value) -> Option<PublicKey> {
+    let text = |name: &str| key.get(name).and_then(Value::as_str);
+    let signs = text("use").is_none_or(|of| of == "sig") && text("alg").is_none_or(|alg| alg == "RS256");
+    if text("kty") != Some("RSA") || !signs {
+        return None;
+    }
+    let kid = text("kid").filter(|kid| kid.len() <= LONGEST_KID).map(str::to_owned);
+    Some(PublicKey { kid, key: DecodingKey::from_rsa_components(text("n")?, text("e")?).ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_rsa_keys_that_sign_are_taken() {
+        let rsa = json!({"kty": "RSA", "kid": "a", "use": "sig", "alg": "RS256", "n": "AQAB", "e": "AQAB"});
+        let with = |name: &str, value: Value| {
+            let mut key = rsa.clone();
+            key[name] = value;
+            key
+        };
+        let keys = json!({"keys": [
+            rsa, with("use", json!("enc")), with("alg", json!("RS512")), with("kty", json!("oct")),
+            with("n", json!("not base64!")), with("n", json!(7)), with("kid", json!("x".repeat(129))),
+            {"kty": "EC", "crv": "P-256", "x": "AQAB", "y": "AQAB"}, "text", null,
+        ]});
+        let found = read(keys.to_string().as_bytes()).unwrap();
+        let kids: Vec<_> = found.iter().map(|key| key.kid.as_deref()).collect();
+        assert_eq!(kids, [Some("a"), None]);
+        for odd in ["", "{}", "[]", "{\"keys\": {}}", "<html>"] {
+            assert!(read(odd.as_bytes()).is_none(), "{odd}");
+        }
+        let many: Vec<Value> = (0..40).map(|i| with("kid", json!(i.to_string()))).collect();
+        assert_eq!(read(json!({"keys": many}).to_string().as_bytes()).unwrap().len(), MOST);
+    }
+}
