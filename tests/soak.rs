@@ -84,31 +84,6 @@ fn streams_at_once_with_readers_that_leave() {
     if seconds >= 60 {
         assert!(late as f64 <= 1.05 * early as f64, "resident memory grew from {early} to {late} bytes");
     }
-    idle(&served);
+    served.idle();
     assert!(served.stop().success(), "it did not stop cleanly");
-}
-
-/// Waits until the server holds no request, then no block may be held either.
-fn idle(served: &Served) {
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        let running = metric(served, "hearth_running") + metric(served, "hearth_waiting");
-        let held = metric(served, "hearth_blocks_used");
-        if running == 0.0 && held == 0.0 {
-            return;
-        }
-        assert!(Instant::now() < end, "{running} requests and {held} blocks are still held");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-fn metric(served: &Served, name: &str) -> f64 {
-    let (status, text) = served.metrics();
-    assert_eq!(status, 200, "{text}");
-    text.lines()
-        .filter(|line| line.starts_with(name) && !line.starts_with('#'))
-        .map(|line| {
-            line.rsplit(' ').next().and_then(|v| v.parse::<f64>().ok()).expect("a metric has a value")
-        })
-        .sum()
 }

@@ -150,6 +150,10 @@ fn greet(
     for notice in notices {
         eprintln!("  {notice}");
     }
+    match &settings.gitlab.rules.gitlab {
+        Some(url) => eprintln!("  GitLab: {url}"),
+        None => eprintln!("  GitLab: none; set gitlab.url to let one in"),
+    }
     let place = settings.state_dir.join("key");
     match key {
         Some(key) if std::io::stderr().is_terminal() => {

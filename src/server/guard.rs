@@ -12,6 +12,7 @@ use subtle::ConstantTimeEq;
 
 use super::Shared;
 use crate::duo::error::DuoError;
+use crate::duo::identity::claims::Claims;
 use crate::openai::error::ApiError;
 
 /// The key of the API. It is never printed and never compared with `==`.
@@ -88,6 +89,16 @@ fn page_credential(key: &ApiKey, headers: &HeaderMap) -> Credential {
     }
 }
 
+/// Who issued the token, for the line in the log: of two that GitLab may send, the customers portal's and its own.
+#[derive(Clone)]
+pub struct TokenIssuer(Arc<Claims>);
+
+impl TokenIssuer {
+    pub fn name(&self) -> &str {
+        &self.0.issuer
+    }
+}
+
 /// Lets a request through to its route, or not.
 pub async fn check(
     State((access, shared)): State<(Access, Shared)>,
@@ -115,8 +126,11 @@ pub async fn check(
         },
         Access::GitLab => match shared.duo.identity.check(request.headers()).await {
             Ok(caller) => {
+                let issuer = TokenIssuer(caller.claims.clone());
                 request.extensions_mut().insert(caller);
-                next.run(request).await
+                let mut response = next.run(request).await;
+                response.extensions_mut().insert(issuer);
+                response
             }
             Err(refusal) => refusal.into_response(),
         },

@@ -14,6 +14,7 @@ use tracing::Instrument;
 
 use super::body::{Timed, With};
 use super::dialect::Dialect;
+use super::guard::TokenIssuer;
 use super::{Limits, Shared};
 use crate::openai::BODY_LIMIT;
 
@@ -139,6 +140,10 @@ pub async fn request(State(shared): State<Shared>, mut request: Request, next: N
     let span = tracing::info_span!("request", id = %id.0);
     let mut response = next.run(request).instrument(span).await;
     flight.status = response.status();
+    let issuer = response.extensions().get::<TokenIssuer>().map_or("", TokenIssuer::name);
+    if !issuer.is_empty() {
+        flight.said.0.push(("token_issuer", issuer.to_owned()));
+    }
     let seconds = format!("{:.6}", flight.begin.elapsed().as_secs_f64());
     if let Ok(value) = HeaderValue::from_str(&seconds) {
         response.headers_mut().insert(PROCESS_TIME, value);

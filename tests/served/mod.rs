@@ -63,10 +63,11 @@ impl Served {
         let kept = Arc::clone(&log);
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if let Some(at) = line.find("http://127.0.0.1:") {
-                    let url: String =
-                        line[at..].chars().take_while(|c| !c.is_whitespace() && *c != '"').collect();
-                    let _ = found.send((line.contains("/metrics"), url.trim_end_matches('/').to_owned()));
+                // Other lines may name other addresses: an upstream's, GitLab's.
+                let metrics = line.strip_prefix("metrics: ");
+                let api = line.strip_prefix("hearth ").and_then(|line| Some(line.rsplit_once(" at ")?.1));
+                if let Some(url) = metrics.or(api) {
+                    let _ = found.send((metrics.is_some(), url.trim_end_matches('/').to_owned()));
                 }
                 let mut log = kept.lock().expect("the log is not poisoned");
                 log.push_str(&line);
@@ -143,6 +144,32 @@ impl Served {
         let answer = self.agent.get(&self.metrics).call().expect("an answer");
         let status = answer.status().as_u16();
         (status, answer.into_body().read_to_string().unwrap_or_default())
+    }
+
+    /// The sum of a metric over its labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let (status, text) = self.metrics();
+        assert_eq!(status, 200, "{text}");
+        text.lines()
+            .filter(|line| line.starts_with(name) && !line.starts_with('#'))
+            .map(|line| {
+                line.rsplit(' ').next().and_then(|v| v.parse::<f64>().ok()).expect("a metric has a value")
+            })
+            .sum()
+    }
+
+    /// Waits until it holds no request, then no block may be held either.
+    pub fn idle(&self) {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let running = self.metric("hearth_running") + self.metric("hearth_waiting");
+            let held = self.metric("hearth_blocks_used");
+            if running == 0.0 && held == 0.0 {
+                return;
+            }
+            assert!(Instant::now() < end, "{running} requests and {held} blocks are still held");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
