@@ -21,23 +21,27 @@ pub fn room(context: u32, answer: u32) -> u32 {
     context.saturating_sub(answer.min(context / 4)).saturating_sub(AROUND)
 }
 
-/// By which share of their length texts are too long together; `None` where they fit.
-pub async fn excess<'a>(model: &Model, texts: impl Iterator<Item = &'a str>, room: u32) -> Option<f64> {
-    let (mut bytes, mut tokens) = (0, 0u64);
+/// Tokens of a text; estimated where it is too long to be counted at all.
+pub async fn tokens(model: &Model, text: &str) -> u64 {
+    match model.count(text.to_owned()).await {
+        Ok(count) => u64::from(count),
+        Err(_) => (text.len() / 4) as u64,
+    }
+}
+
+/// How many bytes of texts are too many together; `None` where they fit.
+pub async fn excess<'a>(model: &Model, texts: impl Iterator<Item = &'a str>, room: u32) -> Option<usize> {
+    let (mut bytes, mut total) = (0, 0);
     for text in texts {
         bytes += text.len();
-        // A text that is too long to be counted is cut without.
-        tokens += match model.count(text.to_owned()).await {
-            Ok(count) => u64::from(count),
-            Err(_) => (text.len() / 4) as u64,
-        };
+        total += tokens(model, text).await;
     }
-    if tokens <= u64::from(room) {
+    if total <= u64::from(room) {
         return None;
     }
-    let share = 1.0 - f64::from(room) / tokens as f64;
+    let share = 1.0 - f64::from(room) / total as f64;
     // A little more, as the texts that stay whole may have more tokens than their share.
-    Some((share * 1.02 * bytes as f64).ceil())
+    Some((share * 1.02 * bytes as f64).ceil() as usize)
 }
 
 /// The strings inside a value.
@@ -51,9 +55,9 @@ pub fn strings<'a>(value: &'a mut Value, into: &mut Vec<&'a mut String>) {
 }
 
 /// Takes so many bytes out of the longest texts; whether anything could be taken.
-pub fn cut(mut texts: Vec<&mut String>, excess: f64) -> bool {
+pub fn cut(mut texts: Vec<&mut String>, excess: usize) -> bool {
     let total: usize = texts.iter().map(|text| text.len()).sum();
-    let mut left = total.saturating_sub(excess as usize);
+    let mut left = total.saturating_sub(excess);
     texts.sort_by_key(|text| text.len());
     let (mut any, count) = (false, texts.len());
     for (i, text) in texts.into_iter().enumerate() {
@@ -83,11 +87,11 @@ mod tests {
     #[test]
     fn the_longest_texts_give_first() {
         let (mut short, mut middle, mut long) = ("s".repeat(100), "m".repeat(1000), "l".repeat(9000));
-        assert!(cut(vec![&mut long, &mut short, &mut middle], 5000.0));
+        assert!(cut(vec![&mut long, &mut short, &mut middle], 5000));
         assert_eq!((short.len(), middle.len()), (100, 1000));
         assert!((3900..=4010).contains(&long.len()), "{}", long.len());
         assert!(long.contains("[... cut ...]"));
-        assert!(!cut(vec![&mut short], 90.0), "short texts stay whole");
+        assert!(!cut(vec![&mut short], 90), "short texts stay whole");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! more of them with every version; an endpoint in a request is never dialled.
 
 pub mod body;
+pub mod chat;
 pub mod choice;
 pub mod client;
 mod embeddings;
@@ -53,5 +54,6 @@ impl Gateway {
 
 /// This dialect's rows of the table of routes.
 pub fn rows() -> Vec<Route> {
-    [monitoring::rows(), embeddings::rows(), prompts::rows(), token::rows()].into_iter().flatten().collect()
+    let parts = [monitoring::rows(), embeddings::rows(), token::rows(), prompts::rows(), chat::rows()];
+    parts.into_iter().flatten().collect()
 }

@@ -1,6 +1,7 @@
 //! The GitLab dialect on real sockets, with a scripted executor in place of a model: its answers are known, so that
 //! every shape, every limit and every error can be said exactly.
 
+mod chat;
 #[path = "../http/client.rs"]
 mod client;
 mod edge;

@@ -21,7 +21,7 @@ use crate::served::ask::{Ask, Input, Message};
 use crate::served::family::Family;
 use form::Form;
 
-pub use route::rows;
+pub use route::{rows, usage};
 
 /// A data file. All of it is optional in a family's.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -157,6 +157,7 @@ impl Prompt {
             CATALOGUE.templates.get_template(template).expect("bug: a prompt without its template");
         template
             .render(object(inputs))
+            .map(|text| text.trim_end_matches('\n').to_owned())
             .map_err(|e| PromptError::Template { id: self.id, reason: e.detail().unwrap_or("").to_owned() })
     }
 }
