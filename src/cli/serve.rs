@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_blocking;
 
 use super::load::{self, ModelFlags};
 use super::{CliError, Common, Exit};
@@ -14,6 +15,7 @@ use crate::duo::Gateway;
 use crate::duo::choice::Defaults;
 use crate::duo::identity::own::OwnKeys;
 use crate::duo::identity::{Bypass, Identity};
+use crate::duo::search::{Docs, LibraryError};
 use crate::served::Models;
 use crate::server::{self, ApiKey, Health, Limits, Metrics, Server, Shared};
 
@@ -68,7 +70,12 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         for address in [Some(settings.listen), settings.metrics].into_iter().flatten() {
             drop(tokio::net::TcpListener::bind(address).await.map_err(|e| port(address, &e))?);
         }
+        let docs = settings.docs.clone().map(|path| spawn_blocking(move || Docs::read(&path)));
         let models = load::all(&settings)?;
+        let docs = match docs {
+            Some(read) => read.await.expect("bug: reading documentation panicked").map_err(documentation)?,
+            None => Docs::default(),
+        };
         let models = Models::new(models).with_upstreams(load::upstreams(&settings)?);
         let metrics = Metrics::default();
         let shared = Shared {
@@ -77,6 +84,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
                 models: models.clone(),
                 defaults: Defaults::new(settings.defaults.each_ref().map(|(_, name, _)| name.as_str())),
                 figures: metrics.duo.clone(),
+                docs,
                 streaming: settings.streaming,
                 patience: settings.patience,
             }),
@@ -125,6 +133,11 @@ fn identity(settings: &Settings) -> Result<Identity, CliError> {
 fn port(address: std::net::SocketAddr, error: &std::io::Error) -> CliError {
     CliError::new(Exit::Port, format!("cannot listen on {address}: {error}"))
         .fix("stop what listens there, or choose another address: --listen, --metrics")
+}
+
+fn documentation(error: LibraryError) -> CliError {
+    CliError::new(Exit::Config, format!("the documentation cannot be searched: {error}"))
+        .fix("let duo.docs be a directory of Markdown files, or leave it out")
 }
 
 fn log(settings: &Settings) {

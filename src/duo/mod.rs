@@ -16,6 +16,7 @@ mod fit;
 pub mod identity;
 mod monitoring;
 pub mod prompts;
+pub mod search;
 pub mod stream;
 mod token;
 
@@ -27,6 +28,7 @@ use crate::server::routes::Route;
 use choice::Defaults;
 use figures::Figures;
 use identity::Identity;
+use search::Docs;
 
 /// What the routes of this dialect share.
 pub struct Gateway {
@@ -34,6 +36,8 @@ pub struct Gateway {
     pub models: Models,
     pub defaults: Defaults,
     pub figures: Figures,
+    /// What GitLab's chat can search.
+    pub docs: Docs,
     /// Off: an answer is sent whole even where a stream was asked for.
     pub streaming: bool,
     /// How long GitLab waits for chat and prompts.
@@ -54,6 +58,13 @@ impl Gateway {
 
 /// This dialect's rows of the table of routes.
 pub fn rows() -> Vec<Route> {
-    let parts = [monitoring::rows(), embeddings::rows(), token::rows(), prompts::rows(), chat::rows()];
+    let parts = [
+        monitoring::rows(),
+        embeddings::rows(),
+        token::rows(),
+        prompts::rows(),
+        chat::rows(),
+        search::rows(),
+    ];
     parts.into_iter().flatten().collect()
 }

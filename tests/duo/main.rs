@@ -2,6 +2,7 @@
 //! every shape, every limit and every error can be said exactly.
 
 mod chat;
+mod choice;
 #[path = "../http/client.rs"]
 mod client;
 mod edge;
@@ -10,4 +11,7 @@ mod forms;
 mod gitlab;
 mod identity;
 mod prompts;
+#[path = "../upstream/scripted.rs"]
+mod scripted;
+mod search;
 mod site;

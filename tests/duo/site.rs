@@ -15,6 +15,7 @@ use hearth::duo::Gateway;
 use hearth::duo::choice::Defaults;
 use hearth::duo::identity::own::{OwnKey, OwnKeys};
 use hearth::duo::identity::{Bypass, Identity, Rules};
+use hearth::duo::search::Docs;
 use hearth::engine::executor::Capacity;
 use hearth::engine::handle::{Config, Engine, Handle};
 use hearth::engine::scripted::{Controls, Scripted};
@@ -117,11 +118,20 @@ impl Site {
     }
 
     pub fn ruled(rules: Rules) -> Self {
+        Self::shaped(rules, |gateway| gateway)
+    }
+
+    /// A gateway with other models, defaults or documentation.
+    pub fn shaped(rules: Rules, shape: impl FnOnce(Gateway) -> Gateway) -> Self {
         let own = OwnKeys::new(OwnKey::read(&gitlab::pem(OWN)).unwrap(), None);
-        Self::with(Identity::new(rules, Some(own)).unwrap())
+        Self::built(Identity::new(rules, Some(own)).unwrap(), shape)
     }
 
     pub fn with(identity: Identity) -> Self {
+        Self::built(identity, |gateway| gateway)
+    }
+
+    fn built(identity: Identity, shape: impl FnOnce(Gateway) -> Gateway) -> Self {
         let script = Arc::new(Mutex::new(Script::default()));
         let (ember, controls) = model("ember", &root().join("models/ember"), 4096, script.clone());
         let plain = root().join("tests/golden/tokenizers/llama-3");
@@ -129,16 +139,18 @@ impl Site {
         let (engine, text) = (ember.engine.clone(), ember.text.clone());
         let models = Models::new(vec![ember, plain]);
         let metrics = Metrics::default();
-        let shared = Shared {
-            duo: Arc::new(Gateway {
-                identity,
-                models: models.clone(),
-                defaults: Defaults::default(),
-                figures: metrics.duo.clone(),
-                streaming: true,
-                patience: Duration::from_secs(60),
-            }),
+        let gateway = shape(Gateway {
+            identity,
             models,
+            defaults: Defaults::default(),
+            docs: Docs::default(),
+            figures: metrics.duo.clone(),
+            streaming: true,
+            patience: Duration::from_secs(60),
+        });
+        let shared = Shared {
+            models: gateway.models.clone(),
+            duo: Arc::new(gateway),
             key: Arc::new(ApiKey::new(KEY.into())),
             health: Arc::new(Health::default()),
             metrics,

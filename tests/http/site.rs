@@ -12,6 +12,7 @@ use std::time::Duration;
 use hearth::duo::Gateway;
 use hearth::duo::choice::Defaults;
 use hearth::duo::identity::{Identity, Rules};
+use hearth::duo::search::Docs;
 use hearth::engine::executor::Capacity;
 use hearth::engine::handle::{Config, Engine, Handle};
 use hearth::engine::scripted::{Controls, Scripted};
@@ -97,6 +98,7 @@ impl Site {
                 identity: Identity::new(Rules::default(), None).unwrap(),
                 models: models.clone(),
                 defaults: Defaults::default(),
+                docs: Docs::default(),
                 figures: metrics.duo.clone(),
                 streaming: true,
                 patience: Duration::from_secs(60),

@@ -184,7 +184,7 @@ async fn what_was_said_before_a_failure_is_there() {
 #[tokio::test]
 async fn silence_ends_after_its_time_and_a_slow_answer_when_its_reader_is_gone() {
     let silent = |begin: String| {
-        Scripted::new(move |stream| {
+        Scripted::new(move |stream, _| {
             let _ = stream.write_all(begin.as_bytes());
             std::thread::park();
         })
@@ -205,7 +205,7 @@ async fn silence_ends_after_its_time_and_a_slow_answer_when_its_reader_is_gone()
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_upstream_learns_that_nobody_waits_any_more() {
     let (gone, told) = channel();
-    let server = Scripted::new(move |stream| {
+    let server = Scripted::new(move |stream, _| {
         let _ = stream.write_all(streamed("").as_bytes());
         let event = events(&["x"]).split_once("\n\n").unwrap().0.to_owned() + "\n\n";
         while stream.write_all(event.as_bytes()).is_ok() {
@@ -222,7 +222,7 @@ async fn an_upstream_learns_that_nobody_waits_any_more() {
     assert_eq!(model.upstream.status().running, 0);
     // The same before the first byte.
     let (gone, told) = channel();
-    let server = Scripted::new(move |stream| {
+    let server = Scripted::new(move |stream, _| {
         let _ = gone.send(std::io::Read::read(stream, &mut [0; 1]).unwrap_or(0));
     });
     let model = server.model("");
@@ -237,7 +237,7 @@ async fn an_upstream_learns_that_nobody_waits_any_more() {
 
 #[tokio::test]
 async fn more_requests_than_an_upstream_may_have_are_refused() {
-    let server = Scripted::new(|stream| {
+    let server = Scripted::new(|stream, _| {
         let _ = stream.write_all(streamed("data: {\"choices\":[{\"text\":\"x\"}]}\n\n").as_bytes());
         std::thread::park();
     });

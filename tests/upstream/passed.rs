@@ -126,7 +126,7 @@ fn a_stream_that_breaks_ends_with_an_error_and_a_whole_answer_that_breaks_is_one
 #[test]
 fn a_client_that_leaves_ends_the_upstreams_work() {
     let (gone, told) = channel();
-    let server = Scripted::new(move |stream| {
+    let server = Scripted::new(move |stream, _| {
         let _ = stream.write_all(streamed("").as_bytes());
         let event = events(&["x"]).split_once("\n\n").unwrap().0.to_owned() + "\n\n";
         while stream.write_all(event.as_bytes()).is_ok() {

@@ -1,5 +1,7 @@
 //! A server whose every byte is written by the test.
 
+#![allow(dead_code)] // each test binary uses its part
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
@@ -23,7 +25,7 @@ pub struct Scripted {
 
 impl Scripted {
     /// Does the same with every request. The connection closes when `answer` returns.
-    pub fn new(answer: impl Fn(&mut TcpStream) + Send + Sync + Clone + 'static) -> Self {
+    pub fn new(answer: impl Fn(&mut TcpStream, &Seen) + Send + Sync + Clone + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (told, seen) = channel();
@@ -32,8 +34,8 @@ impl Scripted {
                 let (mut stream, told, answer) = (stream.unwrap(), told.clone(), answer.clone());
                 std::thread::spawn(move || {
                     while let Some(request) = read(&stream) {
-                        let _ = told.send(request);
-                        answer(&mut stream);
+                        let _ = told.send(request.clone());
+                        answer(&mut stream, &request);
                         let _ = stream.shutdown(std::net::Shutdown::Write);
                     }
                 });
@@ -45,7 +47,7 @@ impl Scripted {
     /// Writes the same bytes to everybody, and closes.
     pub fn says(text: impl Into<Vec<u8>>) -> Self {
         let bytes = text.into();
-        Self::new(move |stream| {
+        Self::new(move |stream, _| {
             let _ = stream.write_all(&bytes);
         })
     }
