@@ -6,6 +6,7 @@
 use serde_json::Value;
 
 use crate::served::Model;
+use crate::served::ask::Message;
 
 /// Rounds of cutting: tokens are estimated from lengths, and each round comes closer.
 pub const TRIES: usize = 4;
@@ -42,6 +43,23 @@ pub async fn excess<'a>(model: &Model, texts: impl Iterator<Item = &'a str>, roo
     let share = 1.0 - f64::from(room) / total as f64;
     // A little more, as the texts that stay whole may have more tokens than their share.
     Some((share * 1.02 * bytes as f64).ceil() as usize)
+}
+
+/// Cuts messages so that they leave room for an answer.
+pub async fn messages(model: &Model, messages: &mut [Message], answer: u32) {
+    let room = room(model.context(), answer);
+    for _ in 0..TRIES {
+        if messages.iter().map(|m| m.content.len()).sum::<usize>() <= room as usize {
+            break;
+        }
+        let Some(excess) = excess(model, messages.iter().map(|m| m.content.as_str()), room).await else {
+            break;
+        };
+        if !cut(messages.iter_mut().map(|m| &mut m.content).collect(), excess) {
+            break;
+        }
+        tracing::info!(model = model.name(), room, "messages cut to the model's context");
+    }
 }
 
 /// The strings inside a value.

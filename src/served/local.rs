@@ -167,3 +167,43 @@ fn chat(error: ChatError) -> Failure {
         other => Failure::Unable(other.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::chat::ChatTemplate;
+
+    fn message(role: &str, content: &str) -> Message {
+        Message { role: role.to_owned(), content: content.to_owned() }
+    }
+
+    #[test]
+    fn a_template_without_a_system_role_is_known_by_what_it_does() {
+        let takes = |source: &str| {
+            ChatTemplate::new(source.to_owned(), String::new(), String::new()).unwrap().takes_system
+        };
+        assert!(takes("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"));
+        assert!(!takes(
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages }}"
+        ));
+        assert!(
+            !takes("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"),
+            "forgets it"
+        );
+    }
+
+    #[test]
+    fn what_the_system_says_then_stands_in_front_of_the_first_question() {
+        let asked = [
+            message("system", "Be brief."),
+            message("user", "Why?"),
+            message("assistant", "So."),
+            message("user", "How?"),
+        ];
+        let told =
+            [message("user", "Be brief.\n\nWhy?"), message("assistant", "So."), message("user", "How?")];
+        assert_eq!(without_system(asked.to_vec()), told);
+        assert_eq!(without_system(vec![message("system", "Hello.")]), [message("user", "Hello.")]);
+        assert_eq!(without_system(told.to_vec()), told);
+    }
+}

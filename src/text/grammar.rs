@@ -2,8 +2,9 @@
 //! come next.
 //!
 //! Grammars come from this house and never from a request. What is costly is done once for each model, at the first
-//! request that needs it and off the async threads: the tree of all tokens by their bytes (0.1 s for 130,000 tokens) and
-//! the compiled grammars. Requests take copies, which share what the lexer has learned.
+//! request that needs it and off the async threads: the tree of all tokens by their bytes (half a second for 130,000 tokens) and
+//! the compiled grammars (milliseconds). Requests take copies, which share what the lexer has learned: a mask of 130,000
+//! tokens then costs some 10 to 100 µs, and up to 5 ms where the lexer meets something new.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

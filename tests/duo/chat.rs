@@ -8,6 +8,7 @@ use hearth::served::family::Family;
 use serde_json::{Value, json};
 
 use super::client::Reply;
+use super::gitlab;
 use super::site::Site;
 
 const GITLAB_17: [(&str, &str); 1] = [("x-gitlab-version", "17.4.2")];
@@ -68,7 +69,7 @@ fn thinks(site: &Site, answer: &str) {
 }
 
 #[test]
-fn a_final_answer_comes_in_increments_without_the_blanks_around_it() {
+fn fact_5_a_final_answer_comes_in_increments_without_the_blanks_around_it() {
     let site = Site::open();
     thinks(
         &site,
@@ -217,7 +218,7 @@ fn what_is_not_a_conversation_is_422() {
 }
 
 #[test]
-fn fields_and_categories_that_nobody_knows_are_ignored() {
+fn fact_7_fields_and_categories_that_nobody_knows_are_ignored() {
     let site = Site::open();
     thinks(&site, " Sure.\nFinal Answer: Yes.");
     let mut body = hello();
@@ -275,6 +276,60 @@ fn a_client_that_leaves_ends_the_work() {
     line.until("final_answer_delta");
     drop(line);
     site.quiet();
+}
+
+fn with(site: &Site, scopes: &[&str], body: &Value) -> Reply {
+    let headers = site.gitlab().with(&site.gitlab().token().scopes(scopes).sign(), "19.3.0");
+    site.post_with("/v2/chat/agent", &gitlab::pairs(&headers), body)
+}
+
+#[test]
+fn fact_11_either_scope_opens_classic_chat() {
+    let site = Site::start();
+    thinks(&site, " Sure.\nFinal Answer: Yes.");
+    assert_eq!(text(&with(&site, &["duo_classic_chat"], &hello())), "Yes.");
+    assert_eq!(text(&with(&site, &["duo_chat"], &hello())), "Yes.");
+    let refused = with(&site, &["complete_code"], &hello());
+    assert_eq!((refused.status, detail(&refused).as_str()), (403, "Unauthorized to access duo chat"));
+}
+
+#[test]
+fn what_the_user_attaches_needs_the_scope_of_its_category() {
+    let site = Site::start();
+    thinks(&site, " Sure.\nFinal Answer: Yes.");
+    for category in [
+        "file",
+        "snippet",
+        "merge_request",
+        "issue",
+        "dependency",
+        "local_git",
+        "terminal",
+        "repository",
+        "directory",
+        "agent_user_environment",
+    ] {
+        let mut body = hello();
+        body["messages"][0]["additional_context"] =
+            json!([{"category": category, "id": "1", "content": "x"}]);
+        let scope = format!("include_{category}_context");
+        let refused = with(&site, &["duo_chat"], &body);
+        assert_eq!((refused.status, detail(&refused)), (403, format!("Unauthorized to access {scope}")));
+        assert_eq!(text(&with(&site, &["duo_chat", &scope], &body)), "Yes.");
+    }
+    let mut body = hello();
+    body["messages"][0]["additional_context"] = json!([{"category": "user_rule", "content": "Be nice."}]);
+    assert_eq!(text(&with(&site, &["duo_chat"], &body)), "Yes.", "left out, not refused");
+}
+
+#[test]
+fn only_tools_whose_scope_is_there_are_the_model_s() {
+    let site = Site::start();
+    thinks(&site, " Look.\nAction: epic_reader\nAction Input: &1");
+    let reply = with(&site, &["duo_chat", "ask_issue"], &hello());
+    assert_eq!(events(&reply.body)[0]["data"]["message"], "tool not available");
+    let reply = with(&site, &["duo_chat", "ask_epic"], &hello());
+    assert_eq!(events(&reply.body)[0]["data"]["tool"], "epic_reader");
 }
 
 /// The check of GitLab's guides for administrators.

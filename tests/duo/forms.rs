@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use hearth::duo::prompts::form::Form;
 use hearth::engine::request::Mask;
+use hearth::text::grammar::GrammarError;
 use hearth::text::{Text, TextFiles};
 use serde_json::Value;
 
@@ -186,7 +187,7 @@ fn rambles(folder: &str, times: u64) {
         }
     }
     for form in Form::ALL {
-        let mut ended = 0;
+        let (mut ended, mut comments, mut suggestions) = (0, 0, 0);
         for seed in 0..times {
             let mut numbers = Numbers(0x9E37_79B9_7F4A_7C15 ^ (seed + 1));
             let mut mask = runtime.block_on(text.grammar(form.grammar())).unwrap();
@@ -196,8 +197,15 @@ fn rambles(folder: &str, times: u64) {
             if whole {
                 parses(form, answer);
                 ended += 1;
+                if form == Form::Review {
+                    let said = review(answer);
+                    comments += said.len();
+                    suggestions += said.iter().filter(|comment| comment.suggestion.is_some()).count();
+                }
             }
         }
+        let many = form == Form::Review && times > 20;
+        assert!(!many || (comments > 5 && suggestions > 0), "{comments} comments, {suggestions} suggestions");
         // A file has no length: by chance alone its end is rarely found.
         let found = ended > 0 || form == Form::Fix;
         assert!(found, "{folder}: no answer of the form {form:?} came to its end");
@@ -206,7 +214,7 @@ fn rambles(folder: &str, times: u64) {
 
 #[test]
 fn whatever_ember_says_has_the_form() {
-    rambles("models/ember", 12);
+    rambles("models/ember", 30);
 }
 
 #[test]
@@ -221,5 +229,24 @@ fn forms_hold_with_every_kind_of_vocabulary() {
         "mistral-small",
     ] {
         rambles(&format!("tests/golden/tokenizers/{name}"), 2);
+    }
+}
+
+#[test]
+fn a_grammar_that_cannot_be_used_says_why() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let text = load("models/ember");
+    let refused = |source: &str| runtime.block_on(text.grammar(source.into())).err().unwrap();
+    assert!(matches!(refused("start: nowhere"), GrammarError::Grammar(_)));
+    assert_eq!(refused(&" ".repeat(70_000)), GrammarError::TooLong(70_000));
+    // A lexer of more work than a step may have fails its own request, and the next one begins anew.
+    let hard = r#"start: TEXT
+TEXT: /[a-z \n]{0,4000}/ & ~/(?s:.*)(ab|cd|ef).{5,50}(gh|ij)(?s:.*)/"#;
+    for _ in 0..2 {
+        let Ok(mut mask) = runtime.block_on(text.grammar(hard.into())) else { return };
+        let mut allowed = vec![u32::MAX; text.tokenizer.vocab().div_ceil(32) as usize];
+        if let Err(error) = mask.fill(&mut allowed) {
+            assert!(!error.is_empty() && error.len() < 300, "{error}");
+        }
     }
 }

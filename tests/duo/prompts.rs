@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::client::Reply;
 use super::forms;
+use super::gitlab;
 use super::site::Site;
 
 const OLD: [(&str, &str); 1] = [("x-gitlab-version", "18.9.0")];
@@ -36,7 +37,7 @@ fn detail(reply: &Reply) -> String {
 }
 
 #[test]
-fn the_first_version_answers_with_a_bare_string_and_the_second_with_content_and_usage() {
+fn fact_4_the_first_version_answers_with_a_bare_string_and_the_second_with_content_and_usage() {
     let site = Site::open();
     site.answers("It prints \"one\".\n");
     let reply = site.post("/v1/prompts/chat/explain_code", &explain(false));
@@ -55,7 +56,7 @@ fn the_first_version_answers_with_a_bare_string_and_the_second_with_content_and_
 }
 
 #[test]
-fn a_streamed_prompt_is_raw_text_or_an_object_a_line_and_both_are_called_event_stream() {
+fn fact_5_a_streamed_prompt_is_raw_text_or_an_object_a_line_and_both_are_called_event_stream() {
     let site = Site::open();
     site.answers("Grüße aus Zürich.\n");
     let reply = site.post("/v1/prompts/chat/explain_code", &explain(true));
@@ -74,7 +75,7 @@ fn a_streamed_prompt_is_raw_text_or_an_object_a_line_and_both_are_called_event_s
 }
 
 #[test]
-fn ids_hold_slashes_that_may_be_encoded_and_a_slash_at_the_end_is_harmless() {
+fn fact_3_ids_hold_slashes_that_may_be_encoded_and_a_slash_at_the_end_is_harmless() {
     let site = Site::open();
     site.answers("Hello.");
     for id in ["model_configuration/check", "model_configuration%2Fcheck", "model_configuration%2fcheck/"] {
@@ -109,7 +110,7 @@ fn the_check_of_a_connection_gives_up_when_gitlab_does() {
 }
 
 #[test]
-fn a_failed_model_is_421_with_its_status_and_reason() {
+fn fact_2_a_failed_model_is_421_with_its_status_and_reason() {
     let site = Site::open();
     site.controls.fail_always(Some(Fault::Launch));
     let reply = site.post("/v1/prompts/model_configuration%2Fcheck", &json!({"inputs": {}}));
@@ -146,7 +147,7 @@ fn what_is_wrong_with_a_prompt_is_said_with_the_contract_s_status() {
 }
 
 #[test]
-fn any_prompt_version_and_any_further_field_or_input_is_taken() {
+fn fact_7_any_prompt_version_and_any_further_field_or_input_is_taken() {
     let site = Site::open();
     site.answers("Yes.");
     for version in [json!("^1.0.0"), json!("~9.9"), json!("amazon_q/1.0.0"), json!("1.0.2-dev"), Value::Null]
@@ -202,6 +203,74 @@ fn an_answer_ends_with_the_line_that_asked_for_it() {
     line.until("word");
     drop(line);
     site.quiet();
+}
+
+#[test]
+fn fact_8_every_form_of_model_metadata_that_gitlab_sends_is_served() {
+    let site = Site::open();
+    site.answers("Yes.");
+    let rails = |identifier: Value, key: Value| {
+        json!({"provider": "openai", "name": "mistral", "endpoint": "http://model.invalid/v1", "api_key": key,
+            "identifier": identifier})
+    };
+    let forms = [
+        rails(json!(""), Value::Null),
+        rails(json!("custom_openai/ember"), json!("secret")),
+        rails(Value::Null, Value::Null),
+        json!({"provider": "custom_openai", "name": "general"}),
+        json!({"provider": "gitlab", "feature_setting": "duo_chat", "identifier": ""}),
+        json!("malformed"),
+        Value::Null,
+    ];
+    for metadata in forms {
+        let mut body = explain(false);
+        body["model_metadata"] = metadata.clone();
+        assert_eq!(site.post("/v1/prompts/chat/explain_code", &body).status, 200, "{metadata}");
+    }
+    let mut body = explain(false);
+    body.as_object_mut().unwrap().remove("model_metadata");
+    assert_eq!(site.post("/v1/prompts/chat/explain_code", &body).status, 200, "a feature without a model");
+}
+
+#[test]
+fn a_prompt_opens_for_its_scope_and_for_no_other() {
+    let site = Site::start();
+    site.answers("Yes.");
+    let every: Vec<String> = prompts::all().flat_map(|(_, prompt)| prompt.scopes.clone()).collect();
+    for (_, prompt) in prompts::all().filter(|(family, prompt)| family.is_none() && prompt.routed) {
+        let path = format!("/v1/prompts/{}", prompt.id);
+        let body = json!({"inputs": sample(prompt)});
+        let call = |scopes: &[&str]| {
+            let headers = site.gitlab().with(&site.gitlab().token().scopes(scopes).sign(), "19.3.0");
+            site.post_with(&path, &gitlab::pairs(&headers), &body)
+        };
+        let others: Vec<&str> =
+            every.iter().map(String::as_str).filter(|s| !prompt.scopes.iter().any(|own| own == s)).collect();
+        let refused = call(&others);
+        assert_eq!(refused.status, 403, "{}", prompt.id);
+        assert_eq!(detail(&refused), format!("Unauthorized to access '{}'", prompt.id));
+        for scope in &prompt.scopes {
+            let status = call(&[scope]).status;
+            // Half a repaired file is a failure of the model; the scope was good.
+            assert!(matches!(status, 200 | 421), "{} with {scope}: {status}", prompt.id);
+        }
+    }
+}
+
+#[test]
+fn an_editor_s_own_token_opens_no_prompt_not_even_the_check() {
+    let site = Site::start();
+    let token =
+        site.as_rails("/v1/code/user_access_token", &json!({})).json()["token"].as_str().unwrap().to_owned();
+    let headers = site.gitlab().with(&token, "19.3.0");
+    let body = json!({"inputs": {}});
+    for (path, text) in [
+        ("/v1/prompts/model_configuration%2Fcheck", "Unauthorized to access 'model_configuration/check'"),
+        ("/v2/prompts/model_configuration/check", "Unauthorized to access 'model_configuration/check'"),
+    ] {
+        let reply = site.post_with(path, &gitlab::pairs(&headers), &body);
+        assert_eq!((reply.status, detail(&reply).as_str()), (403, text));
+    }
 }
 
 /// Inputs for every prompt: each one has a value, as GitLab sends them.

@@ -15,6 +15,7 @@ use crate::duo::Gateway;
 use crate::duo::body::{self, Object};
 use crate::duo::choice::{Feature, Wish};
 use crate::duo::error::DuoError;
+use crate::duo::fit;
 use crate::duo::identity::Caller;
 use crate::duo::stream::{self, EVENT_STREAM};
 use crate::served::ask::{Ask, Input, Message, Piece};
@@ -56,13 +57,14 @@ pub async fn post(
     request: Request,
 ) -> Result<Response, DuoError> {
     let body = body::read(request).await?;
-    let asked = understand(&body)?;
+    let mut asked = understand(&body)?;
     let unknown = || DuoError::detail(StatusCode::NOT_FOUND, "Not found");
     let Path(name) = name.map_err(|_| unknown())?;
     let (_, scopes) = NAMES.iter().find(|(known, _)| *known == name).ok_or_else(unknown)?;
     caller.require(scopes, format!("Unauthorized to access {}", scopes[0]))?;
     let failed = |failure| DuoError::inference(&failure);
     let model = gateway.resolve(&asked.wish, Feature::Chat).map_err(failed)?;
+    fit::messages(&model, &mut asked.messages, asked.max_tokens).await;
     let input = Input::Chat { messages: asked.messages, begun: String::new() };
     let ask = Ask {
         temperature: asked.temperature,

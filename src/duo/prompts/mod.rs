@@ -99,7 +99,12 @@ impl Rendered {
     /// The same as work for a model.
     pub fn ask(self, id: Arc<str>) -> Ask {
         let input = Input::Chat { messages: self.messages, begun: self.begun };
-        Ask { temperature: self.temperature, stops: self.stops, ..Ask::new(id, input, self.max_tokens) }
+        Ask {
+            temperature: self.temperature,
+            stops: self.stops,
+            grammar: self.form.map(Form::grammar),
+            ..Ask::new(id, input, self.max_tokens)
+        }
     }
 }
 

@@ -112,13 +112,17 @@ async fn understand(
 ) -> Result<Asked, DuoError> {
     let mut inputs = body.required_object("inputs")?.fields().clone();
     let stream = body.bool("stream")?.unwrap_or(false);
-    let version = body.string("prompt_version", 255)?;
+    let version = body.string("prompt_version", usize::MAX)?;
     // The scopes of a prompt do not depend on the family, so the token is checked before a model is looked for.
     let any = crate::served::family::Family::General;
     let known = find(name, any).ok_or_else(|| refused(PromptError::Unknown(name.to_owned())))?;
     if !known.routed {
         let text = format!("Prompt '{}' is not supported", known.id);
         return Err(DuoError::detail(StatusCode::UNPROCESSABLE_ENTITY, text));
+    }
+    // A test of a connection needs the scope that editors have, too.
+    if caller.direct() {
+        return Err(DuoError::forbidden(known.forbidden.clone()));
     }
     let scopes: Vec<&str> = known.scopes.iter().map(String::as_str).collect();
     caller.require(&scopes, known.forbidden.clone())?;
@@ -156,8 +160,7 @@ async fn fitted(
         tracing::info!(id = %id.0, prompt = prompt.id, room, excess, "inputs cut to the model's context");
         rendered = prompt.render(&inputs).map_err(refused)?;
     }
-    let grammar = rendered.form.map(super::form::Form::grammar);
-    Ok(Ask { grammar, ..rendered.ask(id.0) })
+    Ok(rendered.ask(id.0))
 }
 
 fn refused(error: PromptError) -> DuoError {
@@ -175,10 +178,13 @@ fn today() -> String {
 /// How long GitLab waits for an answer that is not streamed.
 fn patience(gateway: &Gateway, prompt: &Prompt, gitlab: Version) -> Duration {
     const SHORT: Duration = Duration::from_secs(3);
-    match prompt.id {
+    let own = prompt.patience.unwrap_or(gateway.patience);
+    match gitlab < Version::new(19, 0, 0) {
         // The test of a connection, in an administrator's browser.
-        "model_configuration/check" if gitlab < Version::new(19, 0, 0) => SHORT,
-        _ => prompt.patience.unwrap_or(gateway.patience),
+        true if prompt.id == "model_configuration/check" => SHORT,
+        // No prompt had more time than the others.
+        true => own.min(gateway.patience),
+        false => own,
     }
 }
 
