@@ -29,6 +29,8 @@ pub struct Scripted {
     overlaps: bool,
     checked: bool,
     says: Option<Says>,
+    /// The script is said at any temperature.
+    firm: bool,
     controls: Controls,
     cache: Vec<Entry>,
     /// Which step wrote a slot last, to find two writes of one step.
@@ -150,6 +152,7 @@ impl Scripted {
             overlaps: false,
             checked: true,
             says: None,
+            firm: false,
             controls: Controls::default(),
             cache: vec![Entry::default(); slots],
             written: vec![0; slots],
@@ -167,6 +170,12 @@ impl Scripted {
     /// Greedy rows give `next` of all tokens of the sequence, instead of a digest of them.
     pub fn says(mut self, next: impl Fn(&[u32]) -> u32 + Send + 'static) -> Self {
         self.says = Some(Box::new(next));
+        self
+    }
+
+    /// Says what it says at any temperature.
+    pub fn firm(mut self) -> Self {
+        self.firm = true;
         self
     }
 
@@ -341,8 +350,7 @@ impl Scripted {
             None => chain,
         };
         let sampling = row.sampling;
-        // A script is said at any temperature.
-        let drawn = if sampling.temperature == 0.0 || self.says.is_some() {
+        let drawn = if sampling.temperature == 0.0 || self.firm {
             greedy
         } else {
             let counter = u64::from(row.choice) << 32 | u64::from(row.position);

@@ -15,3 +15,4 @@ mod prompts;
 mod scripted;
 mod search;
 mod site;
+mod upstream;

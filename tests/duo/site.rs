@@ -77,7 +77,7 @@ fn model(name: &str, files: &Path, vocab: u32, script: Arc<Mutex<Script>>) -> (S
         };
         *script.answer.get(tokens.len().saturating_sub(skip)).unwrap_or(&end)
     };
-    let executor = Scripted::new(capacity).says(says);
+    let executor = Scripted::new(capacity).says(says).firm();
     let controls = executor.controls();
     let engine = Engine::start(Box::new(executor), Config::default()).unwrap();
     let served = Served {

@@ -86,6 +86,13 @@ impl Line {
         line.split(' ').nth(1).unwrap().parse().unwrap()
     }
 
+    /// What comes until the connection ends, as it is.
+    pub fn rest(mut self) -> String {
+        let mut rest = Vec::new();
+        let _ = self.reader.read_to_end(&mut rest);
+        String::from_utf8_lossy(&rest).into_owned()
+    }
+
     /// Whether the server closed the connection without an answer.
     pub fn closed(mut self) -> bool {
         let mut rest = Vec::new();
