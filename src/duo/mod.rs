@@ -9,6 +9,7 @@ pub mod body;
 pub mod chat;
 pub mod choice;
 pub mod client;
+pub mod code;
 mod embeddings;
 pub mod error;
 pub mod figures;
@@ -62,6 +63,7 @@ pub fn rows() -> Vec<Route> {
         monitoring::rows(),
         embeddings::rows(),
         token::rows(),
+        code::rows(),
         prompts::rows(),
         chat::rows(),
         search::rows(),

@@ -5,6 +5,7 @@ mod chat;
 mod choice;
 #[path = "../http/client.rs"]
 mod client;
+mod code;
 mod edge;
 mod forms;
 #[path = "../gitlab/mod.rs"]

@@ -2,7 +2,7 @@
 //! it, what the model is told, and in which form it must answer.
 //!
 //! A prompt is a folder of data files: `base.toml` is complete, and a file named after a family says only what differs
-//! for that family. The texts are templates; what GitLab sends is only ever a value in them.
+//! for that family; one that is `like` another family's says what differs from that one. The texts are templates; what GitLab sends is only ever a value in them.
 
 mod files;
 pub mod form;
@@ -27,6 +27,7 @@ pub use route::{rows, usage};
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    like: Option<String>,
     version: Option<String>,
     scopes: Option<Vec<String>>,
     forbidden: Option<String>,
@@ -46,6 +47,27 @@ struct File {
 struct Part {
     role: String,
     text: String,
+}
+
+impl File {
+    /// What this file says, and what another says where this one is silent.
+    fn over(self, other: Self) -> Self {
+        Self {
+            like: None,
+            version: self.version.or(other.version),
+            scopes: self.scopes.or(other.scopes),
+            forbidden: self.forbidden.or(other.forbidden),
+            routed: self.routed.or(other.routed),
+            required: self.required.or(other.required),
+            optional: self.optional.or(other.optional),
+            max_tokens: self.max_tokens.or(other.max_tokens),
+            temperature: self.temperature.or(other.temperature),
+            stops: self.stops.or(other.stops),
+            patience: self.patience.or(other.patience),
+            form: self.form.or(other.form),
+            message: self.message.or(other.message),
+        }
+    }
 }
 
 /// A prompt as one family takes it.
@@ -201,42 +223,47 @@ impl Catalogue {
         };
         for (path, text) in files {
             let (id, name) = path.rsplit_once('/').expect("bug: a prompt is a folder");
-            let base = format!("{id}/base");
-            let base = files.iter().find(|(path, _)| *path == base);
-            let (_, base) = base.unwrap_or_else(|| panic!("bug: the prompt {id} has no base"));
+            let file = |name: &str| {
+                let found = files.iter().find(|(path, _)| path.strip_prefix(id) == Some(&format!("/{name}")));
+                let (path, text) = found.unwrap_or_else(|| panic!("bug: the prompt {id} has no {name}"));
+                parse(path, text)
+            };
+            let own = parse(path, text);
+            let leans = match &own.like {
+                Some(name) => file(name).over(file("base")),
+                None => file("base"),
+            };
             let family = match name {
                 "base" => None,
                 name => Some(Family::parse(name).unwrap_or_else(|| panic!("bug: no family {name}"))),
             };
-            catalogue.add(id, family, path, parse(path, text), parse(path, base));
+            catalogue.add(id, family, path, own.over(leans));
         }
         catalogue
     }
 
-    fn add(&mut self, id: &'static str, family: Option<Family>, path: &str, own: File, base: File) {
-        let messages = own.message.or(base.message).unwrap_or_default();
+    fn add(&mut self, id: &'static str, family: Option<Family>, path: &str, file: File) {
         let mut parts = Vec::new();
-        for (i, part) in messages.into_iter().enumerate() {
+        for (i, part) in file.message.unwrap_or_default().into_iter().enumerate() {
             let name = format!("{path}#{i}");
             let added = self.templates.add_template_owned(name.clone(), part.text);
             added.unwrap_or_else(|e| panic!("bug: the prompt {path}: {e}"));
             parts.push((part.role, name));
         }
-        let forbidden = own.forbidden.or(base.forbidden);
         let said = |name: &str| format!("bug: the prompt {path} says nothing of its {name}");
         let prompt = Prompt {
             id,
-            version: own.version.or(base.version).unwrap_or_else(|| panic!("{}", said("version"))),
-            scopes: own.scopes.or(base.scopes).unwrap_or_else(|| panic!("{}", said("scopes"))),
-            forbidden: forbidden.unwrap_or_else(|| format!("Unauthorized to access '{id}'")),
-            routed: own.routed.or(base.routed).unwrap_or(true),
-            required: own.required.or(base.required).unwrap_or_default(),
-            optional: own.optional.or(base.optional).unwrap_or_default(),
-            max_tokens: own.max_tokens.or(base.max_tokens).unwrap_or(4096),
-            temperature: own.temperature.or(base.temperature).unwrap_or(0.0),
-            stops: own.stops.or(base.stops).unwrap_or_default(),
-            patience: own.patience.or(base.patience).map(Duration::from_secs),
-            form: own.form.or(base.form),
+            version: file.version.unwrap_or_else(|| panic!("{}", said("version"))),
+            scopes: file.scopes.unwrap_or_else(|| panic!("{}", said("scopes"))),
+            forbidden: file.forbidden.unwrap_or_else(|| format!("Unauthorized to access '{id}'")),
+            routed: file.routed.unwrap_or(true),
+            required: file.required.unwrap_or_default(),
+            optional: file.optional.unwrap_or_default(),
+            max_tokens: file.max_tokens.unwrap_or(4096),
+            temperature: file.temperature.unwrap_or(0.0),
+            stops: file.stops.unwrap_or_default(),
+            patience: file.patience.map(Duration::from_secs),
+            form: file.form,
             parts,
         };
         self.prompts.entry(id).or_default().insert(family, prompt);
