@@ -3,6 +3,7 @@
 mod chat;
 mod complete;
 mod config;
+mod doctor;
 mod error;
 mod keys;
 mod load;
@@ -59,6 +60,8 @@ enum Verb {
     /// Change the keys that the server made for itself
     #[command(subcommand)]
     Keys(keys::Verb),
+    /// Say whether everything is well, and if not, what to do
+    Doctor(doctor::Doctor),
     /// Check the settings, or show them and where each came from
     #[command(subcommand)]
     Config(config::Verb),
@@ -88,6 +91,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Chat(verb) => chat::run(verb, &cli.common),
         Verb::Models(verb) => models::run(verb, &cli.common),
         Verb::Keys(verb) => keys::run(verb, &cli.common),
+        Verb::Doctor(verb) => doctor::run(verb, &cli.common),
         Verb::Config(verb) => config::run(verb, &cli.common),
     };
     match done {

@@ -29,7 +29,10 @@ pub struct Serve {
     /// Address of the metrics; empty: none [default: 127.0.0.1:8082]
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<String>,
-    /// Where the key is kept
+    /// The GitLab whose requests are served, as this host reaches it
+    #[arg(long, value_name = "URL")]
+    gitlab: Option<String>,
+    /// Where the keys are kept
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Seconds that requests in flight have at shutdown [default: 30]
@@ -43,6 +46,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
     for (flag, name, value) in [
         ("--listen", "server.listen", verb.listen),
         ("--metrics", "server.metrics", verb.metrics),
+        ("--gitlab", "gitlab.url", verb.gitlab),
         ("--state-dir", "server.state_dir", directory),
         ("--drain", "server.drain", verb.drain),
     ] {
@@ -98,6 +102,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
             headers: settings.header_timeout,
             body: settings.body_timeout,
             drain: settings.drain,
+            ..Limits::default()
         };
         let names = shared.models.names().join(", ");
         let notices: Vec<String> = shared.models.iter().filter_map(|m| m.notice.clone()).collect();

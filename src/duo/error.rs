@@ -58,6 +58,13 @@ impl DuoError {
         Self::detail(StatusCode::PAYLOAD_TOO_LARGE, text)
     }
 
+    /// Too much at once, for a reason that is not the model's.
+    pub fn crowded(reason: &str) -> Self {
+        let text = "Too many requests. Please try again later.";
+        let error = Self::detail(StatusCode::TOO_MANY_REQUESTS, text).because(reason);
+        Self { retry_after: Some(1), ..error }
+    }
+
     pub fn method() -> Self {
         Self::detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
     }

@@ -1,7 +1,5 @@
 //! What GitLab and its administrators ask without a token: is it there, is it ready, which models does it know.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -9,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 
-use super::Gateway;
 use super::error::DuoError;
+use crate::server::Shared;
 use crate::server::routes::Route;
 
 pub fn rows() -> Vec<Route> {
@@ -31,9 +29,9 @@ async fn healthz() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// Every model answers, and GitLab's keys are known where a GitLab is configured.
-async fn ready(State(gateway): State<Arc<Gateway>>) -> Response {
-    let status = match gateway.ready() {
+/// Every model answers, GitLab's keys are known where a GitLab is configured, and the server is not shutting down.
+async fn ready(State(shared): State<Shared>) -> Response {
+    let status = match shared.duo.ready() && !shared.health.draining() {
         true => StatusCode::OK,
         false => StatusCode::SERVICE_UNAVAILABLE,
     };

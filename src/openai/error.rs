@@ -57,6 +57,13 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "body_too_large", message)
     }
 
+    /// Too much at once, for a reason that is not the model's.
+    pub fn crowded(reason: &str) -> Self {
+        let message = sentence(reason);
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "too_many_bytes", message);
+        Self { retry_after: Some(1), ..error }
+    }
+
     pub fn body_too_slow() -> Self {
         let message = "The request body did not arrive in time.";
         Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "body_timeout", message)

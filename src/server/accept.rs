@@ -1,11 +1,13 @@
 //! The accept loop (step 1 in the life of a request): HTTP/1.1 with a limit on connections, on the wait for the first
 //! byte and on the wait for headers. `axum::serve` has none of them.
 
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -23,8 +25,12 @@ use super::{Limits, path};
 const UNREAD: Duration = Duration::from_secs(60);
 
 /// Headers of a request at most, in number and in bytes.
-const MOST_HEADERS: usize = 64;
+const MOST_HEADERS: usize = 128;
 const HEADER_BYTES: usize = 64 * 1024;
+
+/// Where a request came from; an extension of every request.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub IpAddr);
 
 /// Serves connections until `drained` resolves; then closes those that are idle and gives the others a moment.
 pub async fn run(listener: TcpListener, router: Router, limits: Limits, drained: impl Future<Output = ()>) {
@@ -40,8 +46,8 @@ pub async fn run(listener: TcpListener, router: Router, limits: Limits, drained:
             accepted = accepted => accepted,
             () = &mut drained => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(e) => {
                 // Out of file descriptors, for one: the connections at hand go on, and so does the loop.
                 tracing::warn!("a connection could not be accepted: {e}");
@@ -49,7 +55,10 @@ pub async fn run(listener: TcpListener, router: Router, limits: Limits, drained:
                 continue;
             }
         };
-        let routes = router.clone().map_request(path::normalise::<Incoming>);
+        let routes = router.clone().map_request(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer.ip()));
+            path::normalise(request)
+        });
         let service = TowerToHyperService::new(routes);
         let watcher = graceful.watcher();
         tokio::spawn(async move {

@@ -38,6 +38,15 @@ impl Dialect {
         }
     }
 
+    /// All bodies together are more than fits.
+    pub fn crowded(self, limit: usize) -> Response {
+        let text = format!("more than {limit} bytes of requests are being worked on; try again in a moment");
+        match self {
+            Dialect::OpenAi => ApiError::crowded(&text).into_response(),
+            Dialect::GitLab => DuoError::crowded(&text).into_response(),
+        }
+    }
+
     /// Our own code broke. What it said may hold pieces of the request and stays in the log.
     pub fn broken(self) -> Response {
         let text = "The server failed on this request; its log has the place.";

@@ -37,6 +37,8 @@ pub struct Limits {
     pub headers: Duration,
     /// From one piece of a request's body to the next.
     pub body: Duration,
+    /// Bytes of all requests' bodies that are read and worked on at the same time; more wait, and are then refused.
+    pub bodies: usize,
     /// Requests in flight at shutdown have this long to end.
     pub drain: Duration,
 }
@@ -44,7 +46,13 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { connections: 4096, headers: seconds(10), body: seconds(30), drain: seconds(30) }
+        Self {
+            connections: 4096,
+            headers: seconds(10),
+            body: seconds(30),
+            bodies: 64 << 20,
+            drain: seconds(30),
+        }
     }
 }
 

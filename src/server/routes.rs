@@ -8,6 +8,7 @@ use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
+use tokio::sync::Semaphore;
 
 use super::dialect::Dialect;
 use super::guard::{self, Access};
@@ -76,6 +77,7 @@ pub fn table() -> Vec<Route> {
 
 pub fn router(shared: Shared, limits: Limits) -> Router {
     let mut router = Router::new();
+    let bodies = Arc::new(Semaphore::new(limits.bodies));
     for route in table() {
         let (method, dialect) = (route.method, route.dialect);
         let mut endpoint = route.endpoint.fallback(move |request: Request| async move {
@@ -86,7 +88,7 @@ pub fn router(shared: Shared, limits: Limits) -> Router {
             endpoint = endpoint.layer(from_fn_with_state((shared.clone(), dialect), refuse_draining));
         }
         let guarded = endpoint
-            .layer(from_fn_with_state((limits, dialect), track::body_limit))
+            .layer(from_fn_with_state((limits, bodies.clone(), dialect), track::body_limit))
             .layer(from_fn_with_state((route.access, shared.clone()), guard::check))
             .layer(from_fn_with_state(dialect, track::panics));
         router = router.route(route.path, guarded);
@@ -97,6 +99,7 @@ pub fn router(shared: Shared, limits: Limits) -> Router {
     router
         .fallback(elsewhere)
         .layer(from_fn(cors::check))
+        .layer(from_fn_with_state(Dialect::GitLab, track::panics))
         .layer(from_fn_with_state(shared.clone(), track::request))
         .with_state(shared)
 }

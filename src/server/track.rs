@@ -1,8 +1,9 @@
 //! What happens to every request: an id, a line in the log when its answer is sent, a limit on the time between the
 //! pieces of its body, and an answer even when our own code breaks.
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -10,8 +11,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::Response;
 use futures::FutureExt;
+use tokio::sync::Semaphore;
 use tracing::Instrument;
 
+use super::accept::Peer;
 use super::body::{Timed, With};
 use super::dialect::Dialect;
 use super::guard::TokenIssuer;
@@ -95,6 +98,7 @@ struct Flight {
     route: String,
     status: StatusCode,
     begin: Instant,
+    peer: Option<IpAddr>,
     said: Said,
 }
 
@@ -113,10 +117,11 @@ impl Drop for Flight {
         self.shared.metrics.request(known(&self.method), &self.route, self.status, time);
         tracing::info!(
             id = %self.id.0,
-            method = %self.method,
+            method = known(&self.method),
             route = %self.route,
             status = self.status.as_u16(),
             ms = time.as_millis() as u64,
+            peer = self.peer.map(tracing::field::display),
             said = %self.said,
             "request"
         );
@@ -134,6 +139,7 @@ pub async fn request(State(shared): State<Shared>, mut request: Request, next: N
         // What is logged when the client leaves before there is an answer; nginx's code for it.
         status: StatusCode::from_u16(499).expect("bug: 499 is a status"),
         begin: Instant::now(),
+        peer: request.extensions().get::<Peer>().map(|peer| peer.0),
         said: Said::of(request.headers()),
     };
     request.extensions_mut().insert(id.clone());
@@ -157,9 +163,14 @@ pub async fn request(State(shared): State<Shared>, mut request: Request, next: N
     response.map(|body| With::body(body, flight))
 }
 
-/// Bodies that say that they are too large are refused unread; the others are counted while they are read.
+/// How long a request waits for its share of [`Limits::bodies`].
+const SHARE_WAIT: Duration = Duration::from_secs(5);
+
+/// Bodies that say that they are too large are refused unread; the others are counted while they are read. All bodies
+/// together have a limit too: as JSON in memory a body may take many times its length, and a valid token must not be
+/// enough to fill the memory.
 pub async fn body_limit(
-    State((limits, dialect)): State<(Limits, Dialect)>,
+    State((limits, bodies, dialect)): State<(Limits, Arc<Semaphore>, Dialect)>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -170,7 +181,16 @@ pub async fn body_limit(
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         return response;
     }
-    next.run(request.map(|body| Body::new(Timed::new(body, limits.body)))).await
+    let bodiless = length.is_none() && !request.headers().contains_key(header::TRANSFER_ENCODING);
+    // A body of unknown length may be as long as any.
+    let bytes = if bodiless { 0 } else { length.unwrap_or(BODY_LIMIT as u64) };
+    let share = bodies.acquire_many(bytes as u32);
+    let Ok(share) = tokio::time::timeout(SHARE_WAIT, share).await else {
+        return dialect.crowded(limits.bodies);
+    };
+    let response = next.run(request.map(|body| Body::new(Timed::new(body, limits.body)))).await;
+    drop(share);
+    response
 }
 
 /// A panic of ours costs its request and nothing else.

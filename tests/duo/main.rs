@@ -16,4 +16,5 @@ mod prompts;
 mod scripted;
 mod search;
 mod site;
+mod table;
 mod upstream;

@@ -32,6 +32,8 @@ use super::gitlab::{self, GitLab};
 pub const KEY: &str = "hearth_test_key_0123456789";
 /// Which of the test's keys the gateway signs editors' tokens with.
 pub const OWN: usize = 9;
+/// One that nobody published.
+const STRANGER: usize = 8;
 /// Tokens of prompt and answer.
 pub const CONTEXT: u32 = 8192;
 
@@ -190,6 +192,27 @@ impl Site {
     pub fn as_rails(&self, path: &str, body: &Value) -> Reply {
         let headers = self.gitlab().rails();
         self.post_with(path, &gitlab::pairs(&headers), body)
+    }
+
+    /// The headers of GitLab with a token of these scopes.
+    pub fn rails(&self, scopes: &[String]) -> Vec<(String, String)> {
+        let scopes: Vec<&str> = scopes.iter().map(String::as_str).collect();
+        self.gitlab().with(&self.gitlab().token().scopes(&scopes).sign(), "19.3.0")
+    }
+
+    /// The same with a token that somebody else signed.
+    pub fn forged(&self, scopes: &[String]) -> Vec<(String, String)> {
+        let scopes: Vec<&str> = scopes.iter().map(String::as_str).collect();
+        self.gitlab().with(&self.gitlab().token().scopes(&scopes).sign_with(STRANGER), "19.3.0")
+    }
+
+    /// The headers of an editor, with a token that the gateway gave to GitLab for it.
+    pub fn editor(&self) -> Vec<(String, String)> {
+        let headers = self.gitlab().rails();
+        let reply =
+            self.open_with("POST", "/v1/code/user_access_token", &gitlab::pairs(&headers), "").reply();
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        self.gitlab().with(reply.json()["token"].as_str().unwrap(), "19.3.0")
     }
 
     /// What the models say from now on.

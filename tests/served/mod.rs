@@ -21,7 +21,7 @@ pub struct Served {
     metrics: String,
     /// Everything it wrote to standard error so far.
     pub log: Arc<Mutex<String>>,
-    _state: tempfile::TempDir,
+    state: tempfile::TempDir,
     agent: ureq::Agent,
 }
 
@@ -95,9 +95,14 @@ impl Served {
             }
         }
         let (url, metrics) = (url.unwrap_or_default(), metrics.unwrap_or_default());
-        let served = Self { child, url, metrics, log, _state: state, agent };
+        let served = Self { child, url, metrics, log, state, agent };
         served.wait_ready();
         served
+    }
+
+    /// Its state directory.
+    pub fn state(&self) -> &std::path::Path {
+        self.state.path()
     }
 
     fn wait_ready(&self) {

@@ -9,7 +9,7 @@ pub mod claims;
 mod keyring;
 pub mod own;
 mod set;
-mod source;
+pub mod source;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};

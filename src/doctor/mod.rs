@@ -1,0 +1,108 @@
+//! Self-diagnosis: the checks behind `hearth doctor`, in the order in which a request of GitLab's meets what they look at.
+//!
+//! A finding says what was looked at, what came of it and, where something is wrong, what it does to users and what to
+//! do. Nothing is changed by looking, and no check needs the check of tokens to be switched off.
+
+mod gateway;
+mod gitlab;
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::config::Settings;
+
+pub use gateway::gateway;
+pub use gitlab::gitlab;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Ok,
+    /// Worth knowing; nothing is broken by it.
+    Note,
+    Warning,
+    Failure,
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Verdict::Ok => "ok",
+            Verdict::Note => "note",
+            Verdict::Warning => "warn",
+            Verdict::Failure => "FAIL",
+        }
+    }
+}
+
+/// What came of one check.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    pub check: &'static str,
+    pub verdict: Verdict,
+    pub what: String,
+    pub fix: Option<String>,
+}
+
+impl Finding {
+    fn new(check: &'static str, verdict: Verdict, what: impl Into<String>) -> Self {
+        Self { check, verdict, what: what.into(), fix: None }
+    }
+
+    fn ok(check: &'static str, what: impl Into<String>) -> Self {
+        Self::new(check, Verdict::Ok, what)
+    }
+
+    fn fails(check: &'static str, what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { fix: Some(fix.into()), ..Self::new(check, Verdict::Failure, what) }
+    }
+
+    fn warns(check: &'static str, what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { fix: Some(fix.into()), ..Self::new(check, Verdict::Warning, what) }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<9}{:<6}{}", self.check, self.verdict.word(), self.what)?;
+        match &self.fix {
+            Some(fix) => write!(f, "\n               fix: {fix}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Everything that is looked at.
+pub async fn examine(settings: &Settings) -> Vec<Finding> {
+    let mut findings = gitlab(settings).await;
+    findings.extend(gateway(settings).await);
+    findings.push(Finding::new(
+        "agents",
+        Verdict::Note,
+        "the Duo Agent Platform (agentic chat, flows; port 50052) is not served by this version: leave its URL empty in \
+         GitLab. Classic chat and code suggestions do not need it",
+    ));
+    findings
+}
+
+/// What to enter where, once everything is well.
+pub fn steps(settings: &Settings, models: &[&str]) -> String {
+    let names: Vec<String> = models.iter().map(|name| format!("custom_openai/{name}")).collect();
+    let port = settings.listen.port();
+    format!(
+        "In GitLab, as an administrator (Admin > GitLab Duo):\n\
+         \x20 1. Local AI Gateway URL: http://THIS-HOST:{port} (no path; a name that GitLab and the developers' machines\n\
+         \x20    resolve, not localhost). A private address must be on GitLab's list for outbound requests\n\
+         \x20    (Admin > Settings > Network > Outbound requests).\n\
+         \x20 2. Add a self-hosted model: endpoint http://THIS-HOST:{port}/v1, identifier one of\n\
+         \x20    {}, API key Hearth's own key; Test connection.\n\
+         \x20 3. Give the model to the features, then run the health check, or\n\
+         \x20    gitlab-rake \"gitlab:duo:verify_self_hosted_setup[root]\".",
+        names.join(", ")
+    )
+}
+
+/// A time as people read it.
+fn seconds(since: Instant) -> String {
+    let time: Duration = since.elapsed();
+    format!("{:.2} s", time.as_secs_f64())
+}
