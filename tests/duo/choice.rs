@@ -127,6 +127,15 @@ fn an_endpoint_in_a_request_is_never_dialled() {
                 "/v2/prompts/chat/explain_code",
                 json!({"inputs": {}, "stream": true, "model_metadata": metadata(identifier, family)}),
             ),
+            (
+                "/v2/code/completions",
+                json!({
+                    "prompt_version": 1,
+                    "current_file": {"file_name": "a.rb", "content_above_cursor": "def a", "content_below_cursor": ""},
+                    "model_provider": "litellm", "model_name": "mistral", "model_identifier": identifier,
+                    "model_endpoint": endpoint, "model_api_key": "secret",
+                }),
+            ),
         ] {
             site.post(path, &body);
         }

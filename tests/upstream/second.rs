@@ -51,6 +51,23 @@ fn it_answers_as_if_it_were_here() {
     assert_eq!(owners, [(&json!("ember-demo"), &json!("hearth")), (&json!("far"), &json!("second"))]);
 }
 
+/// A completion as GitLab 18.9 asks for it.
+fn gap(served: &Served, identifier: &str) -> (u16, Value) {
+    let body = json!({
+        "prompt_version": 2,
+        "prompt": null,
+        "current_file": {
+            "file_name": "test.rb", "content_above_cursor": "def hello_world", "content_below_cursor": "",
+        },
+        "model_provider": "litellm",
+        "model_name": "llama3",
+        "model_endpoint": "http://me:password@192.0.2.1/v1",
+        "model_api_key": "secret-key",
+        "model_identifier": identifier,
+    });
+    served.post("/v2/code/completions", &body)
+}
+
 #[test]
 fn gitlab_is_answered_by_either() {
     let second = Served::start(&["--threads", "1"]);
@@ -66,6 +83,11 @@ fn gitlab_is_answered_by_either() {
         check
     };
     assert_eq!(ask("custom_openai/far"), ask("custom_openai/ember-demo"));
+    let (far, here) = (gap(&first, "custom_openai/far"), gap(&first, "custom_openai/ember-demo"));
+    assert_eq!(far.0, 200, "{}", far.1);
+    assert_eq!(far.1["choices"], here.1["choices"]);
+    assert!(far.1["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()), "{}", far.1);
+    assert_eq!(gap(&first, "custom_openai/no-such-model"), (503, json!({"detail": "Inference failed"})));
     let log = first.log.lock().unwrap().clone();
     assert!(!log.contains("secret-key") && !log.contains("password"), "{log}");
     assert_eq!(log.matches("never dialled").count(), 1, "told once: {log}");
@@ -100,6 +122,8 @@ fn when_it_is_killed_in_the_middle_of_a_stream_the_first_says_so_and_keeps_servi
     let (status, error) = complete("far");
     assert_eq!(status, 502);
     assert!(error["error"]["message"].as_str().unwrap().contains("cannot be reached"), "{error}");
+    assert_eq!(gap(&first, "custom_openai/far"), (503, json!({"detail": "Inference failed"})));
+    assert_eq!(gap(&first, "custom_openai/ember-demo").0, 200);
     let (status, answer) = complete("ember-demo");
     assert_eq!(status, 200, "{answer}");
     assert_eq!(first.get("/health/ready").0, 200);
