@@ -196,6 +196,10 @@ fn an_upstream_is_shown_without_its_key() {
         assert!(shown.contains(line), "no {line:?} in\n{shown}");
     }
     assert!(!shown.contains("the-secret"));
+    let listed = out(&hearth(&["models", "list", "--config", &file], &[]));
+    for line in ["m\tupstream c\tcodestral\tor a, b\n", "far\tupstream c\tcodestral\n", "\tgeneral\n"] {
+        assert!(listed.contains(line), "no {line:?} in\n{listed}");
+    }
     let (code, error) = failure(&hearth(
         &["serve", "--listen", "127.0.0.1:0", "--config", &file],
         &[("HEARTH__DUO__CHAT_MODEL", "n"), ("HEARTH_KEY", "a-key-of-mine-1234567")],

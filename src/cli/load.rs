@@ -395,6 +395,17 @@ fn quantize(name: &str) -> Quantize {
     }
 }
 
+/// The family of a model, of which nothing but the small files is read. `None`: they cannot be.
+pub fn family(entry: &ModelEntry) -> Option<Family> {
+    let of_checkpoint = || {
+        let (checkpoint, files, _) = files(entry).ok()?;
+        let spec = checkpoint.spec();
+        let text = Text::new(&files, spec.vocab as u32, spec.context as u32, &spec.eos).ok()?;
+        Some(Family::of(spec.family, &text, entry.path.is_none()))
+    };
+    entry.family.or_else(of_checkpoint)
+}
+
 /// The directory of a model, for messages.
 pub fn place(entry: &ModelEntry) -> String {
     entry.path.as_ref().map_or("built in".to_owned(), |p: &PathBuf| p.display().to_string())

@@ -9,6 +9,7 @@ use hearth_models::inspect::Inspection;
 use serde_json::json;
 
 use super::{CliError, Common, Exit, load};
+use crate::served::family::Family;
 use crate::text::{Text, TextFiles};
 
 #[derive(Subcommand)]
@@ -22,7 +23,7 @@ pub enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Name the configured and built-in models
+    /// Name the configured and built-in models, where each is, and its family as GitLab calls it
     List,
 }
 
@@ -36,11 +37,22 @@ pub fn run(verb: Verb, common: &Common) -> Result<(), CliError> {
 fn list(common: &Common) -> Result<(), CliError> {
     let layers = common.layers()?;
     let mut out = std::io::stdout().lock();
+    let mut row = |name: &str, place: &str, family: Option<Family>, aliases: &[String]| {
+        let family = family.map_or("family unknown: the checkpoint cannot be read", Family::name);
+        let aliases = if aliases.is_empty() { String::new() } else { format!("\tor {}", aliases.join(", ")) };
+        writeln!(out, "{name}\t{place}\t{family}{aliases}")
+    };
     for model in layers.models() {
-        writeln!(out, "{}\t{}", model.name, load::place(model))?;
+        row(&model.name, &load::place(model), load::family(model), &model.aliases)?;
+    }
+    for upstream in layers.upstreams() {
+        for (i, (name, _)) in upstream.models.iter().enumerate() {
+            let aliases = if i == 0 { upstream.aliases.as_slice() } else { &[] };
+            row(name, &format!("upstream {}", upstream.name), Some(upstream.family), aliases)?;
+        }
     }
     if let Some(name) = load::BUILT_IN.filter(|name| layers.models().iter().all(|m| m.name != *name)) {
-        writeln!(out, "{name}\tbuilt in; for trying things out, not for work")?;
+        row(name, "built in; for trying things out, not for work", Some(Family::General), &[])?;
     }
     Ok(())
 }

@@ -24,6 +24,7 @@ pub fn read(line: Line, request: Request) -> Result<Answer, Failure> {
         counted: false,
         end: None,
         done: false,
+        said_all: false,
     };
     Ok(Answer::new(stream::unfold(Some(reading), |reading| async move {
         let mut reading = reading?;
@@ -31,7 +32,10 @@ pub fn read(line: Line, request: Request) -> Result<Answer, Failure> {
             Ok(Some(text)) => Some((Ok(Piece::Text(text)), Some(reading))),
             Ok(None) => {
                 let end = Piece::End { end: reading.end.unwrap_or(End::Stop), usage: reading.usage };
-                reading.line.ended();
+                // At a stop string of ours the upstream may be at work still: its connection is closed instead.
+                if reading.said_all {
+                    reading.line.ended();
+                }
                 Some((Ok(end), None))
             }
             Err(failure) => Some((Err(failure), None)),
@@ -49,6 +53,8 @@ struct Reading {
     counted: bool,
     end: Option<End>,
     done: bool,
+    /// The upstream's last word has come.
+    said_all: bool,
 }
 
 impl Reading {
@@ -85,7 +91,7 @@ impl Reading {
 
     fn event(&mut self, event: &str) -> Result<String, Failure> {
         if event.trim() == "[DONE]" {
-            self.done = true;
+            (self.done, self.said_all) = (true, true);
             return Ok(String::new());
         }
         let event: Value = serde_json::from_str(event)

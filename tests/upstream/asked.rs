@@ -166,6 +166,10 @@ async fn every_way_to_answer_wrongly_has_its_error() {
         assert!(!text.contains("the-key-of") && !text.contains("sk-12"), "{text}");
         assert_eq!((model.upstream.status().requests, model.upstream.status().failures), (1, 1), "{says}");
     }
+    let plain = Scripted::says(streamed(&events(&["x"])));
+    let failure = whole(&model(&format!("https://{}", plain.address), ""), fill()).await.unwrap_err();
+    assert_eq!(failure.status().as_u16(), 502);
+    assert!(failure.to_string().contains("cannot be reached: "), "{failure}");
     let server = Scripted::says(refused("429 Too Many Requests", "retry-after: 7\r\n", "{}"));
     let busy = whole(&server.model(""), fill()).await.unwrap_err();
     assert!(matches!(busy, Failure::Busy { retry_after: 7, .. }), "{busy:?}");
@@ -220,6 +224,11 @@ async fn an_upstream_learns_that_nobody_waits_any_more() {
     drop(answer);
     told.recv_timeout(Duration::from_secs(60)).expect("the connection is closed");
     assert_eq!(model.upstream.status().running, 0);
+    // The same at a stop string that the upstream does not know.
+    let stops: Vec<String> = (0..5).map(|i| if i == 4 { "xx".to_owned() } else { format!("{i}") }).collect();
+    let stopped = whole(&model, Ask { stops, ..chat("") }).await.unwrap();
+    assert_eq!((stopped.text.as_str(), stopped.end), ("", End::Stop));
+    told.recv_timeout(Duration::from_secs(60)).expect("the connection is closed");
     // The same before the first byte.
     let (gone, told) = channel();
     let server = Scripted::new(move |stream, _| {
