@@ -77,6 +77,11 @@ fn advice(error: &SourceError) -> &'static str {
         {
             "the certificate is not trusted here: put its authority into gitlab.ca_file, or into the system's store"
         }
+        SourceError::Outbound(OutboundError::Unreachable { problem, .. })
+            if problem.contains("corrupt message") =>
+        {
+            "what answers there does not speak TLS: write http:// in gitlab.url, or the port of https"
+        }
         SourceError::Outbound(OutboundError::Unreachable { .. } | OutboundError::Time { .. }) => {
             "check the address in gitlab.url, its name in DNS, and that this host may connect to it"
         }
