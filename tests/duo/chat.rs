@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use hearth::duo::prompts;
+use hearth::duo::identity::{Bypass, Rules};
+use hearth::duo::{Gateway, prompts};
 use hearth::engine::scripted::Fault;
 use hearth::served::family::Family;
 use serde_json::{Value, json};
@@ -330,6 +331,24 @@ fn only_tools_whose_scope_is_there_are_the_model_s() {
     assert_eq!(events(&reply.body)[0]["data"]["message"], "tool not available");
     let reply = with(&site, &["duo_chat", "ask_epic"], &hello());
     assert_eq!(events(&reply.body)[0]["data"]["tool"], "epic_reader");
+}
+
+#[test]
+fn with_streaming_switched_off_the_same_events_come_at_once() {
+    let rules = Rules { bypass: Bypass::All, ..Rules::default() };
+    let site = Site::shaped(rules, |gateway| Gateway { streaming: false, ..gateway });
+    thinks(&site, " I know it.\nFinal Answer: Yes, it is so.");
+    let reply = site.post_with("/v2/chat/agent", &GITLAB_19, &hello());
+    assert_eq!(text(&reply), "Yes, it is so.");
+    assert_eq!(kinds(&reply).last().unwrap(), "usage");
+    site.answers("It prints one.");
+    let body = json!({"stream": true, "inputs": {"input": "Explain it."}});
+    let reply = site.post("/v1/prompts/chat/explain_code", &body);
+    assert_eq!(reply.header("content-type"), Some("text/event-stream; charset=utf-8"));
+    assert_eq!(reply.body, "It prints one.");
+    let reply = site.post("/v2/prompts/chat/explain_code", &body);
+    let lines: Vec<Value> = reply.body.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((lines.len(), &lines[0]["content"]), (2, &json!("It prints one.")));
 }
 
 /// The check of GitLab's guides for administrators.

@@ -89,8 +89,11 @@ async fn begin(
     let model = gateway.choose(body, Feature::Chat)?;
     let names: Vec<&str> = tools.iter().map(|tool| tool.name).collect();
     tracing::info!(
-        id = %id.0, model = model.name(), tools = names.join(","), turns = conversation.turns.len(),
-        steps = conversation.steps.len(), "chat"
+        model = model.name(),
+        tools = names.join(","),
+        turns = conversation.turns.len(),
+        steps = conversation.steps.len(),
+        "chat"
     );
     let rendered = asked::rendered(&model, conversation, tools).await;
     let ask: Ask = rendered.map_err(|e| Failure::Unable(e.to_string()))?.ask(id.0);

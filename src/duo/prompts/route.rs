@@ -129,7 +129,7 @@ async fn understand(
     let model = gateway.choose(body, Feature::Chat).map_err(|failure| DuoError::model(&failure))?;
     let prompt = find(name, model.family()).expect("bug: a prompt without its base");
     if version.as_deref().is_some_and(|asked| !asked.contains(&prompt.version)) {
-        tracing::debug!(id = %id.0, prompt = prompt.id, has = %prompt.version, asked = version, "other prompt version");
+        tracing::debug!(prompt = prompt.id, has = %prompt.version, asked = version, "other prompt version");
     }
     inputs.entry("current_date").or_insert_with(|| today().into());
     let ask = fitted(prompt, &model, inputs, id).await?;
@@ -157,7 +157,7 @@ async fn fitted(
         if !fit::cut(strings, excess) {
             break;
         }
-        tracing::info!(id = %id.0, prompt = prompt.id, room, excess, "inputs cut to the model's context");
+        tracing::info!(prompt = prompt.id, room, excess, "inputs cut to the model's context");
         rendered = prompt.render(&inputs).map_err(refused)?;
     }
     Ok(rendered.ask(id.0))
