@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::{ConfigError, Layers};
+use crate::duo::identity::claims::is_instance;
 use crate::duo::identity::own::OwnKey;
 use crate::duo::identity::{Bypass, Rules};
 use crate::outbound::Base;
@@ -42,6 +43,7 @@ impl GitLab {
             audience: audience.to_owned(),
             leeway: std::time::Duration::from_secs(layers.number("gitlab.leeway")?),
             refresh: std::time::Duration::from_secs(layers.number("gitlab.refresh")?),
+            instance: instance(layers)?,
             enforced: layers.text("gitlab.scopes") == "enforce",
             bypass: bypass(layers)?,
             ..Rules::default()
@@ -58,6 +60,19 @@ fn url(layers: &Layers, name: &str) -> Result<Option<Base>, ConfigError> {
     match layers.text(name) {
         "" => Ok(None),
         _ => layers.parse(name).map(Some),
+    }
+}
+
+fn instance(layers: &Layers) -> Result<Option<String>, ConfigError> {
+    let name = "gitlab.instance_id";
+    match layers.text(name) {
+        "" => Ok(None),
+        text if is_instance(text) => Ok(Some(text.to_owned())),
+        text => {
+            let fix = "it must be the instance's UUID, like 5f2a7c1e-8a55-4d5b-9f5e-0d8c2f1b7a10: GitLab sends it as \
+                       X-Gitlab-Instance-Id";
+            Err(ConfigError::new(layers.origin(name), format!("`{name}` is {text:?}"), fix))
+        }
     }
 }
 

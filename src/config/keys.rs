@@ -72,6 +72,12 @@ pub const KEYS: &[Key] = &[
     key("engine.prefix_cache", Kind::Switch, "true", "whether equal beginnings of prompts are computed once"),
     key("gitlab.url", Kind::Url, "", "GitLab's URL, also with a relative root; empty: no Duo"),
     key("gitlab.portal_url", Kind::Url, "", "the customers portal, whose tokens are good too; empty: none"),
+    key(
+        "gitlab.instance_id",
+        Kind::Text,
+        "",
+        "the instance whose tokens of the customers portal are good; empty: the one that GitLab's own tokens name",
+    ),
     key("gitlab.ca_file", Kind::Path, "", "certificates in PEM form, trusted beside the system's"),
     key("gitlab.audience", Kind::Text, "gitlab-ai-gateway", "the audience that tokens must name"),
     key("gitlab.leeway", Kind::Number(0, 600), "60", "seconds by which GitLab's clock may differ"),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::{Finding, Verdict, seconds};
 use crate::config::Settings;
-use crate::duo::identity::source::{Provider, Source, SourceError};
+use crate::duo::identity::source::{Provider, Published, Source, SourceError};
 use crate::duo::identity::{Bypass, Rules};
 use crate::outbound::{Base, Limits, Outbound, OutboundError};
 
@@ -57,7 +57,17 @@ async fn keys(check: &'static str, provider: Provider, base: &Base, rules: &Rule
         Err(e) => return Finding::fails(check, e.to_string(), "correct gitlab.ca_file"),
     };
     match source.fetch().await {
-        Ok(set) => {
+        Ok(Published { set, problem: Some(problem) }) => Finding::warns(
+            check,
+            format!(
+                "{base} gave {} in {}, but not its issuer: {problem}",
+                count(set.keys.len()),
+                seconds(begin)
+            ),
+            "tokens are good only if gitlab.url is also the URL that GitLab's users know (its external URL); else see \
+             why /.well-known/openid-configuration is not answered",
+        ),
+        Ok(Published { set, problem: None }) => {
             let issuers = set.issuers.last().map(String::as_str).unwrap_or_default();
             let what =
                 format!("{base} gave {} in {}; issuer {issuers}", count(set.keys.len()), seconds(begin));

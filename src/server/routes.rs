@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use tokio::sync::Semaphore;
@@ -98,7 +98,7 @@ pub fn router(shared: Shared, limits: Limits) -> Router {
     let elsewhere = move |request: Request| guard::elsewhere(reached.clone(), known.clone(), request);
     router
         .fallback(elsewhere)
-        .layer(from_fn(cors::check))
+        .layer(from_fn_with_state(shared.clone(), cors::check))
         .layer(from_fn_with_state(Dialect::GitLab, track::panics))
         .layer(from_fn_with_state(shared.clone(), track::request))
         .with_state(shared)

@@ -200,7 +200,6 @@ fn headers_must_not_say_something_else_than_the_token() {
     assert_eq!(refused(&site, &claimed("sub", other)), "Header mismatch 'X-Gitlab-Instance-Id'");
     // A claim that says nothing contradicts nothing, and the seats are not compared.
     assert!(good(&site, &claimed("gitlab_instance_id", "")));
-    assert!(good(&site, &claimed("gitlab_realm", "")));
     assert!(good(&site, &gitlab.with(&gitlab.token().claim("duo_seat_count", json!("7")).sign(), "17.4.0")));
 }
 

@@ -16,5 +16,6 @@ mod prompts;
 mod scripted;
 mod search;
 mod site;
+mod strangers;
 mod table;
 mod upstream;

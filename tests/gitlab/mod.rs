@@ -10,6 +10,7 @@ mod token;
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -70,6 +71,8 @@ struct Inside {
     old: Mutex<Vec<usize>>,
     /// Requests by path.
     asked: Mutex<HashMap<String, usize>>,
+    /// Requests whose answer nobody waited for.
+    abandoned: AtomicUsize,
     /// Seconds added to the time.
     offset: Mutex<f64>,
     gateway: Mutex<String>,
@@ -106,6 +109,7 @@ impl GitLab {
             key: Mutex::new(key),
             old: Mutex::default(),
             asked: Mutex::default(),
+            abandoned: AtomicUsize::default(),
             offset: Mutex::default(),
             gateway: Mutex::default(),
             shortened: Mutex::default(),
@@ -161,6 +165,11 @@ impl GitLab {
     /// How often its keys were fetched.
     pub fn fetches(&self) -> usize {
         self.asked("/oauth/discovery/keys") + self.asked("/-/cloud_connector/keys")
+    }
+
+    /// How many requests were given up on before their answer was there.
+    pub fn abandoned(&self) -> usize {
+        self.inside.abandoned.load(Ordering::SeqCst)
     }
 
     /// Waits until its keys were asked for that often.
@@ -312,7 +321,11 @@ async fn answer(State(inside): State<Arc<Inside>>, request: Request) -> Response
     *inside.asked.lock().unwrap().entry(path.clone()).or_default() += 1;
     let behaviour = *inside.behaviour.lock().unwrap();
     match behaviour {
-        Behaviour::Slow => tokio::time::sleep(Duration::from_secs(60)).await,
+        Behaviour::Slow => {
+            let waiting = Waiting(Some(&inside.abandoned));
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            waiting.answered();
+        }
         Behaviour::Failing => return (StatusCode::INTERNAL_SERVER_ERROR, "500").into_response(),
         _ => {}
     }
@@ -344,6 +357,23 @@ async fn answer(State(inside): State<Arc<Inside>>, request: Request) -> Response
             tokio::task::spawn_blocking(move || direct_access(&inside)).await.unwrap()
         }
         _ => not_found,
+    }
+}
+
+/// Counts a request whose connection is closed before it is answered.
+struct Waiting<'a>(Option<&'a AtomicUsize>);
+
+impl Waiting<'_> {
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(abandoned) = self.0 {
+            abandoned.fetch_add(1, Ordering::SeqCst);
+        }
     }
 }
 

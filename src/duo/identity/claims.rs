@@ -20,7 +20,8 @@ pub struct Claims {
     pub subject: String,
     pub realm: String,
     pub instance: String,
-    pub scopes: Vec<String>,
+    /// `None`: the token has no such list.
+    pub scopes: Option<Vec<String>>,
     /// Claims that a token made from this one repeats.
     pub repeated: Map<String, Value>,
 }
@@ -63,8 +64,10 @@ impl Claims {
             text => Ok(text),
         };
         let scopes = match token.get("scopes") {
-            None | Some(Value::Null) => Vec::new(),
-            Some(Value::Array(list)) => list.iter().filter_map(|s| s.as_str().map(str::to_owned)).collect(),
+            None | Some(Value::Null) => None,
+            Some(Value::Array(list)) => {
+                Some(list.iter().filter_map(|s| s.as_str().map(str::to_owned)).collect())
+            }
             Some(_) => return Err("the claim `scopes` is not a list".to_owned()),
         };
         let repeated = REPEATED
@@ -80,6 +83,30 @@ impl Claims {
             repeated,
         })
     }
+
+    /// Refuses a token that a provider did not make for an instance's own requests. GitLab publishes the keys of all
+    /// its tokens in one set, and a CI job may ask for a token with any audience (`id_tokens`): what it cannot get is
+    /// a realm, scopes, and the instance for a subject.
+    pub fn of_instance(&self) -> Result<(), Reason> {
+        let other =
+            "GitLab signs such tokens for CI jobs and for users, not for its requests to this gateway";
+        if self.realm.is_empty() {
+            return Err(format!("the claim `gitlab_realm` is missing: {other}"));
+        }
+        if self.scopes.is_none() {
+            return Err(format!("the claim `scopes` is missing: {other}"));
+        }
+        if !is_instance(&self.subject) {
+            let subject = brief(&Value::from(self.subject.as_str()));
+            return Err(format!("the claim `sub` is {subject} and not an instance's id: {other}"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a text has the form of an instance's id, a UUID.
+pub fn is_instance(text: &str) -> bool {
+    text.len() == 36 && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
 }
 
 fn time(token: &Map<String, Value>, name: &str) -> Result<Option<f64>, Reason> {
@@ -138,11 +165,11 @@ mod tests {
     fn what_gitlab_says_is_read() {
         let claims = read(|_| {}).unwrap();
         assert_eq!(claims.issuer, "https://gitlab.example.com");
-        assert_eq!(claims.scopes, ["complete_code"]);
+        assert_eq!(claims.scopes, Some(vec!["complete_code".to_owned()]));
         assert_eq!(Value::Object(claims.repeated), json!({"skip_usage_cutoff": true}));
         assert!(read(|c| c["aud"] = json!("gitlab-ai-gateway")).is_ok(), "one audience may stand alone");
         assert!(read(|c| drop(c.remove("nbf"))).is_ok());
-        assert!(read(|c| drop(c.remove("scopes"))).unwrap().scopes.is_empty());
+        assert!(read(|c| drop(c.remove("scopes"))).unwrap().scopes.is_none());
     }
 
     #[test]
@@ -181,6 +208,32 @@ mod tests {
             ("gitlab_instance_id", json!({})),
         ] {
             assert!(read(|c| drop(c.insert(name.into(), value.clone()))).is_err(), "{name} {value}");
+        }
+    }
+
+    #[test]
+    fn what_gitlab_signs_for_others_is_not_an_instances_token() {
+        let instance = "5f2a7c1e-8a55-4d5b-9f5e-0d8c2f1b7a10";
+        let of_instance = |name: &'static str, value: Value| {
+            let change = move |c: &mut Map<String, Value>| {
+                c["sub"] = json!(instance);
+                c[name] = value;
+            };
+            read(change).unwrap().of_instance()
+        };
+        assert_eq!(of_instance("scopes", json!([])), Ok(()));
+        for (name, value, reason) in [
+            ("gitlab_realm", json!(null), "the claim `gitlab_realm` is missing"),
+            ("gitlab_realm", json!(""), "the claim `gitlab_realm` is missing"),
+            ("scopes", json!(null), "the claim `scopes` is missing"),
+            ("sub", json!("project_path:group/project:ref_type:branch:ref:main"), "not an instance's id"),
+            ("sub", json!("42"), "not an instance's id"),
+            ("sub", json!(format!("{instance}0")), "not an instance's id"),
+            ("sub", json!(instance.replace('5', ":")), "not an instance's id"),
+            ("sub", json!("é".repeat(18)), "not an instance's id"),
+        ] {
+            let error = of_instance(name, value.clone()).unwrap_err();
+            assert!(error.contains(reason), "{name} {value}: {error}");
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use super::set::Set;
-use super::source::{Provider, Source};
+use super::source::{Provider, Published, Source, SourceError};
 use crate::engine::clock::Clock;
 
 /// Between two fetches that tokens cause, and of an attempt to repair a failed one.
@@ -32,8 +32,10 @@ struct Fetches {
 #[derive(Clone, Default)]
 struct Known {
     set: Option<Arc<Set>>,
-    /// Why the last fetch failed.
+    /// Why the last fetch failed, or found less than it should have.
     problem: Option<String>,
+    /// When the set was fetched.
+    at: Duration,
 }
 
 pub struct Keyring {
@@ -79,9 +81,18 @@ impl Keyring {
         }
     }
 
+    /// How old GitLab's keys are, if there are any.
+    pub fn age(&self) -> Option<Duration> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let gitlab = self.sources.iter().position(|source| source.provider == Provider::GitLab)?;
+        known[gitlab].set.as_ref()?;
+        Some(self.clock.now().saturating_sub(known[gitlab].at))
+    }
+
     /// Waits for the keys if they were never fetched, or has them fetched once more if that was not within the last
-    /// minute. For a token whose key is not known.
-    pub async fn again(&self) {
+    /// minute. For a token whose key or issuer is not known; `enough` says when it is, as the providers' answers come
+    /// one by one.
+    pub async fn again(&self, enough: impl Fn() -> bool) {
         if self.sources.is_empty() {
             return;
         }
@@ -100,7 +111,7 @@ impl Keyring {
             }
             seen
         };
-        let ended = fetches.wait_for(|now| now.ended > seen.ended);
+        let ended = fetches.wait_for(|now| now.ended > seen.ended || enough());
         let _ = tokio::time::timeout(PATIENCE, ended).await;
     }
 
@@ -114,7 +125,7 @@ impl Keyring {
             let complete = self.fetch().await;
             let next = match complete {
                 true => self.refresh,
-                false if self.sets().is_empty() => pause,
+                false if self.missing().is_some() => pause,
                 false => self.refresh.min(MINUTE),
             };
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -122,38 +133,57 @@ impl Keyring {
         }
     }
 
-    /// Fetches from every provider at once; whether all of them answered.
+    /// Fetches from every provider at once; whether all of them answered. Each one's keys count as soon as they are
+    /// there: a portal that hangs delays nobody whose token is GitLab's.
     async fn fetch(&self) -> bool {
         {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
             *last = self.clock.now();
             self.fetches.send_modify(|fetches| fetches.due = true);
         }
-        let answers = futures::future::join_all(self.sources.iter().map(Source::fetch)).await;
-        let mut complete = true;
-        for (i, answer) in answers.into_iter().enumerate() {
-            let source = &self.sources[i];
-            let (name, url) = (source.provider.name(), source.base().to_string());
-            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-            let known = &mut known[i];
-            match answer {
-                Ok(set) => {
-                    let count = set.keys.len();
-                    match known.set.is_none() || known.problem.is_some() {
-                        true => tracing::info!(url, count, issuers = ?set.issuers, "keys of {name} fetched"),
-                        false => tracing::debug!(url, count, "keys of {name} fetched"),
-                    }
-                    *known = Known { set: Some(Arc::new(set)), problem: None };
-                }
-                Err(error) => {
-                    complete = false;
-                    let kept = if known.set.is_some() { "the last good ones stay" } else { "there are none" };
-                    tracing::warn!(url, problem = %error, "keys of {name} cannot be fetched; {kept}");
-                    known.problem = Some(error.to_string());
-                }
-            }
-        }
+        let each = self.sources.iter().enumerate().map(async |(i, source)| {
+            let complete = self.install(i, source.fetch().await);
+            // Whoever waits may look whether this was what it waits for.
+            self.fetches.send_modify(|_| {});
+            complete
+        });
+        let complete = futures::future::join_all(each).await.into_iter().all(|complete| complete);
         self.fetches.send_modify(|fetches| *fetches = Fetches { due: false, ended: fetches.ended + 1 });
+        complete
+    }
+
+    /// Takes what a provider answered; whether that was all it has to say.
+    fn install(&self, i: usize, answer: Result<Published, SourceError>) -> bool {
+        let source = &self.sources[i];
+        let (name, url) = (source.provider.name(), source.base().to_string());
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let known = &mut known[i];
+        let (mut set, problem) = match answer {
+            Ok(Published { set, problem }) => (set, problem),
+            Err(error) => {
+                let kept = if known.set.is_some() { "the last good ones stay" } else { "there are none" };
+                tracing::warn!(url, problem = %error, "keys of {name} cannot be fetched; {kept}");
+                known.problem = Some(error.to_string());
+                return false;
+            }
+        };
+        // Under which name it is known it says in its discovery document only: without that, what it said last counts.
+        if let (Some(before), Some(_)) = (&known.set, &problem) {
+            set.inherit(before);
+        }
+        let (count, issuers) = (set.keys.len(), &set.issuers);
+        match &problem {
+            Some(problem) => {
+                tracing::warn!(url, count, ?issuers, %problem, "keys of {name} fetched, but not its own name for itself");
+            }
+            None if known.set.is_none() || known.problem.is_some() => {
+                tracing::info!(url, count, ?issuers, "keys of {name} fetched");
+            }
+            None => tracing::debug!(url, count, "keys of {name} fetched"),
+        }
+        let problem = problem.map(|problem| problem.to_string());
+        let complete = problem.is_none();
+        *known = Known { set: Some(Arc::new(set)), problem, at: self.clock.now() };
         complete
     }
 }

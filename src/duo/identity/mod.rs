@@ -69,6 +69,8 @@ pub struct Rules {
     pub leeway: Duration,
     /// Between two fetches of the keys.
     pub refresh: Duration,
+    /// The instance whose tokens of the customers portal are good; `None`: the one that GitLab's own tokens name.
+    pub instance: Option<String>,
     /// Whether scopes decide.
     pub enforced: bool,
     pub bypass: Bypass,
@@ -85,6 +87,7 @@ impl Default for Rules {
             audience: "gitlab-ai-gateway".to_owned(),
             leeway: Duration::from_secs(60),
             refresh: Duration::from_secs(3600),
+            instance: None,
             enforced: true,
             bypass: Bypass::Off,
             clock: Arc::new(Wall),
@@ -107,7 +110,29 @@ pub struct Identity {
     keyring: Arc<Keyring>,
     /// Without them there are no tokens for editors.
     own: Option<OwnKeys>,
+    /// The instance of GitLab's last good token.
+    instance: Mutex<Option<String>>,
     told: Told,
+}
+
+/// Why a provider's token is not good.
+enum Refusal {
+    /// Its key is known, the issuer that it names is not.
+    Issuer(Reason),
+    Other(Reason),
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self::Other(reason)
+    }
+}
+
+impl From<Refusal> for Reason {
+    fn from(refusal: Refusal) -> Self {
+        let (Refusal::Issuer(reason) | Refusal::Other(reason)) = refusal;
+        reason
+    }
 }
 
 /// When the log was told last what it should not be told with every request.
@@ -119,6 +144,8 @@ struct Told {
 
 const MINUTE: Duration = Duration::from_secs(60);
 
+/// The header with the user as GitLab counts users everywhere, hashed.
+const USER: &str = "X-Gitlab-Global-User-Id";
 const FORBIDDEN: &str = "Forbidden by auth provider";
 const BYPASS: &str =
     "the check of tokens is switched off (gitlab.bypass): whoever reaches this port is let in";
@@ -134,7 +161,7 @@ impl Identity {
         if rules.bypass != Bypass::Off {
             tracing::warn!("{BYPASS}");
         }
-        Ok(Self { rules, keyring, own, told: Told::default() })
+        Ok(Self { rules, keyring, own, instance: Mutex::default(), told: Told::default() })
     }
 
     /// Keeps GitLab's keys fresh; for a task of its own. Nothing fetches them otherwise.
@@ -147,6 +174,16 @@ impl Identity {
         self.rules.gitlab.is_none() || self.rules.bypass == Bypass::All || self.keyring.missing().is_none()
     }
 
+    /// Whether requests may come in unproven.
+    pub fn bypassed(&self) -> bool {
+        self.rules.bypass != Bypass::Off
+    }
+
+    /// How old GitLab's keys are, if there are any.
+    pub fn keys_age(&self) -> Option<Duration> {
+        self.keyring.age()
+    }
+
     /// Whose request this is, or the refusal in the contract's words.
     pub async fn check(&self, headers: &HeaderMap) -> Result<Caller, DuoError> {
         let bypassed = match self.rules.bypass {
@@ -156,7 +193,7 @@ impl Identity {
         };
         if bypassed {
             self.seldom(&self.told.bypass, || tracing::warn!("{BYPASS}"));
-            return Ok(Caller::debug());
+            return Ok(Caller::debug(client::text(headers, USER).unwrap_or_default()));
         }
         let unauthorized = |text: &'static str, reason: &str| DuoError::unauthorized(text, reason);
         let Some(value) = headers.get(header::AUTHORIZATION) else {
@@ -174,12 +211,19 @@ impl Identity {
         let (issuer, claims) =
             self.read(token.trim()).await.map_err(|reason| unauthorized(FORBIDDEN, &reason))?;
         agree(issuer, &claims, headers)?;
-        let user = client::text(headers, "x-gitlab-global-user-id").unwrap_or_default();
+        let user = client::text(headers, USER).unwrap_or_default();
         Ok(Caller::new(issuer, claims, self.rules.enforced, user))
     }
 
-    /// A token for an editor, made from what GitLab's own token says. `None` without a key, or when signing fails.
+    /// A token for an editor, made from what GitLab's own token says. `None` without a key, or when signing fails; the
+    /// log has the reason. None is made for callers that proved nothing: it would outlive the bypass by an hour.
     pub fn mint(&self, user: &str, scopes: &[&str], of: &Claims) -> Option<Minted> {
+        if self.bypassed() {
+            tracing::error!(
+                "no token for an editor was made: the check of tokens is switched off (gitlab.bypass)"
+            );
+            return None;
+        }
         self.own.as_ref()?.mint(&self.rules.audience, user, scopes, of, self.rules.clock.now().as_secs())
     }
 
@@ -190,7 +234,11 @@ impl Identity {
             let token =
                 insecure_decode::<Map<String, Value>>(token).map_err(|_| "the token cannot be read")?;
             let claims = self.claims(&token.claims)?;
-            return Ok((self.issuer(&claims), claims));
+            let issuer = self.issuer(&claims);
+            if issuer == Issuer::GitLab {
+                claims.of_instance()?;
+            }
+            return Ok((issuer, claims));
         }
         let header = jsonwebtoken::decode_header(token).map_err(|_| "the token's header cannot be read")?;
         if header.alg != Algorithm::RS256 {
@@ -221,9 +269,44 @@ impl Identity {
             }
         }
         if !self.known(kid) {
-            self.keyring.again().await;
+            self.keyring.again(|| self.known(kid)).await;
         }
-        self.of_provider(token, kid)
+        let (provider, claims) = match self.of_provider(token, kid) {
+            Err(Refusal::Issuer(_)) => {
+                // The instance may have got another name.
+                self.keyring.again(|| self.of_provider(token, kid).is_ok()).await;
+                self.of_provider(token, kid)
+            }
+            other => other,
+        }?;
+        claims.of_instance()?;
+        self.of_this_instance(provider, &claims)?;
+        Ok((Issuer::GitLab, claims))
+    }
+
+    /// The customers portal signs for every instance there is, so that its tokens must be for this one: the one that is
+    /// configured, or whose own tokens came here.
+    fn of_this_instance(&self, provider: Provider, claims: &Claims) -> Result<(), Reason> {
+        let mut seen = self.instance.lock().unwrap_or_else(PoisonError::into_inner);
+        if provider == Provider::GitLab {
+            if seen.as_ref() != Some(&claims.subject) {
+                *seen = Some(claims.subject.clone());
+            }
+            return Ok(());
+        }
+        match self.rules.instance.as_ref().or(seen.as_ref()) {
+            Some(instance) if instance.eq_ignore_ascii_case(&claims.subject) => Ok(()),
+            Some(instance) => Err(format!(
+                "the customers portal made the token for instance {}; this gateway's GitLab is {instance} \
+                 (gitlab.instance_id, else what GitLab's own tokens say)",
+                claims.subject
+            )),
+            None => Err(format!(
+                "the customers portal made the token for instance {}, and which one this gateway's GitLab is, is not \
+                 known before a token that it signed itself came: set gitlab.instance_id",
+                claims.subject
+            )),
+        }
     }
 
     /// Whether a provider has a key of this name.
@@ -232,7 +315,7 @@ impl Identity {
     }
 
     /// What a token says that a provider signed.
-    fn of_provider(&self, token: &str, kid: Option<&str>) -> Result<(Issuer, Claims), Reason> {
+    fn of_provider(&self, token: &str, kid: Option<&str>) -> Result<(Provider, Claims), Refusal> {
         let sets = self.keyring.sets();
         let claimed = || match insecure_decode::<Map<String, Value>>(token) {
             Ok(token) => brief(token.claims.get("iss").unwrap_or(&Value::Null)),
@@ -244,15 +327,15 @@ impl Identity {
             };
             let claims = self.claims(&found)?;
             if !set.issued(&claims.issuer) {
-                return Err(format!(
+                return Err(Refusal::Issuer(format!(
                     "the key is {}'s, but the token names issuer {:?}; it must be one of {:?}: compare gitlab.url with \
                      the instance's external URL",
                     provider.name(),
                     claims.issuer,
                     set.issuers
-                ));
+                )));
             }
-            return Ok((Issuer::GitLab, claims));
+            return Ok((*provider, claims));
         }
         if let Some(problem) = self.keyring.missing() {
             let url = self.rules.gitlab.as_ref().map(Base::to_string).unwrap_or_default();
@@ -264,7 +347,7 @@ impl Identity {
                      this host reaches it, and gitlab.ca_file if its certificate is the site's own"
                 );
             });
-            return Err(format!("GitLab's keys are not known: {problem}"));
+            return Err(format!("GitLab's keys are not known: {problem}").into());
         }
         let count: usize = sets.iter().map(|(_, set)| set.keys.len()).sum();
         let why = match self.known(kid) {
@@ -275,7 +358,8 @@ impl Identity {
             "{why}; the token says that it comes from {} (a token of the customers portal needs gitlab.portal_url, one of \
              another instance is refused)",
             claimed()
-        ))
+        )
+        .into())
     }
 
     fn claims(&self, token: &Map<String, Value>) -> Result<Claims, Reason> {
@@ -314,7 +398,7 @@ fn signed(token: &str, key: &jsonwebtoken::DecodingKey) -> Option<Map<String, Va
 /// Headers must not say something else than the token.
 fn agree(issuer: Issuer, claims: &Claims, headers: &HeaderMap) -> Result<(), DuoError> {
     let subject = match issuer {
-        Issuer::Gateway => "X-Gitlab-Global-User-Id",
+        Issuer::Gateway => USER,
         _ => "X-Gitlab-Instance-Id",
     };
     for (name, claim, value) in [

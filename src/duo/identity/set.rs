@@ -28,6 +28,12 @@ impl Set {
         self.keys.iter().filter(move |key| kid.is_none() || key.kid.as_deref() == kid)
     }
 
+    /// Takes over the issuers of the set before.
+    pub fn inherit(&mut self, before: &Set) {
+        let known: Vec<_> = before.issuers.iter().filter(|issuer| !self.issued(issuer)).cloned().collect();
+        self.issuers.extend(known);
+    }
+
     /// Whether a token's issuer is this set's.
     pub fn issued(&self, issuer: &str) -> bool {
         self.issuers.iter().any(|known| same(known, issuer))

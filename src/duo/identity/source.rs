@@ -79,6 +79,13 @@ pub struct Source {
     told: AtomicBool,
 }
 
+/// What a provider published.
+pub struct Published {
+    pub set: Set,
+    /// Why its own name for itself is not in the set.
+    pub problem: Option<SourceError>,
+}
+
 /// What a discovery document says.
 struct Document {
     issuer: Option<String>,
@@ -96,25 +103,30 @@ impl Source {
     }
 
     /// The keys as they are published now: at least one.
-    pub async fn fetch(&self) -> Result<Set, SourceError> {
+    pub async fn fetch(&self) -> Result<Published, SourceError> {
         // The issuer is what the instance says of itself: it may be reached by another name than its users know.
         let mut issuers = vec![self.base().to_string()];
-        let failure = match self.discover().await {
+        let (failure, documented) = match self.discover().await {
             Ok(document) => {
                 issuers.extend(document.issuer);
                 match self.keys(document.keys).await {
-                    Ok(keys) => return Ok(Set { keys, issuers }),
-                    Err(e) => e,
+                    Ok(keys) => return Ok(Published { set: Set { keys, issuers }, problem: None }),
+                    Err(e) => (e, true),
                 }
             }
-            Err(e) => e,
+            Err(e) => (e, false),
         };
         if self.provider == Provider::Portal || failure.hopeless() {
             return Err(failure);
         }
         // What is wrong with the usual place is worth more than that an old GitLab lacks this one.
-        let keys = self.keys(self.base().join(CLOUD_CONNECTOR)).await.map_err(|_| failure)?;
-        Ok(Set { keys, issuers })
+        match self.keys(self.base().join(CLOUD_CONNECTOR)).await {
+            Ok(keys) => {
+                let problem = Some(failure).filter(|_| !documented);
+                Ok(Published { set: Set { keys, issuers }, problem })
+            }
+            Err(_) => Err(failure),
+        }
     }
 
     /// The discovery document, below the relative URL root or at the host's root.
