@@ -48,9 +48,9 @@ impl Request {
                 let path = match model.fill {
                     Fill::Suffix => {
                         body.insert("prompt".to_owned(), json!(prefix));
-                        if !suffix.is_empty() {
-                            body.insert("suffix".to_owned(), json!(suffix));
-                        }
+                        // An empty one would be none, and the model would write on instead of filling a gap.
+                        let suffix = if suffix.is_empty() { "\n" } else { &suffix };
+                        body.insert("suffix".to_owned(), json!(suffix));
                         "/completions"
                     }
                     Fill::Markers(markers) => {

@@ -76,6 +76,10 @@ async fn gaps_and_turns_are_asked_in_the_form_that_the_settings_say() {
         expected.as_object_mut().unwrap().extend(has.as_object().unwrap().clone());
         assert_eq!(seen.body, expected, "{settings}");
     }
+    let model = server.model("fill = \"suffix\"");
+    let end = Input::Fill { prefix: "a".into(), suffix: String::new() };
+    whole(&model, Ask::new("an-id".into(), end, 32)).await.unwrap();
+    assert_eq!(server.request().body["suffix"], "\n", "the end of a file is a gap too");
     let model = server.model("");
     whole(&model, fill()).await.unwrap();
     let asked = server.request().body["messages"].to_string();

@@ -57,7 +57,7 @@ fn gap(served: &Served, identifier: &str) -> (u16, Value) {
         "prompt_version": 2,
         "prompt": null,
         "current_file": {
-            "file_name": "test.rb", "content_above_cursor": "def hello_world", "content_below_cursor": "",
+            "file_name": "test.rb", "content_above_cursor": "def hello_world", "content_below_cursor": "\nend\n",
         },
         "model_provider": "litellm",
         "model_name": "llama3",
