@@ -62,3 +62,27 @@ impl Call {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::duo::body::Object;
+    use crate::duo::identity::Issuer;
+
+    fn patience(issuer: Issuer, name: &str, above: &str) -> u64 {
+        let caller = Caller { issuer, ..Caller::debug() };
+        let call = Call { id: "".into(), caller, flags: Vec::new(), language_server: Version::default() };
+        let file = json!({"file_name": name, "content_above_cursor": above, "content_below_cursor": ""});
+        let editor = Editor::read(&Object::new(file.as_object().unwrap().clone())).unwrap();
+        call.patience(&editor).as_secs()
+    }
+
+    #[test]
+    fn each_caller_waits_its_own_time() {
+        assert_eq!(patience(Issuer::GitLab, "test.rb", "def hello_world"), 3);
+        assert_eq!(patience(Issuer::GitLab, "test.rb", "def hello"), 55);
+        assert_eq!(patience(Issuer::Gateway, "a.rb", "def hello_world"), 5);
+    }
+}

@@ -92,6 +92,49 @@ fn an_editor_completes_directly_without_naming_a_model_and_may_do_nothing_else()
     assert_eq!(super::super::client::Line::open(site.address, &bytes).reply().status, 200);
 }
 
+/// Fact 2 of the contract: `error` for tokens, `detail` for everything else.
+#[test]
+fn errors_come_in_two_shapes() {
+    let site = Site::start();
+    let reply = site.post(COMPLETIONS, &rails(ruby()));
+    assert_eq!(
+        (reply.status, reply.body.as_str()),
+        (401, r#"{"error":"No authorization header presented"}"#)
+    );
+    let reply = site.as_rails(COMPLETIONS, &json!({}));
+    assert_eq!((reply.status, reply.body.as_str()), (422, r#"{"detail":"Validation error"}"#));
+    // The body is checked before the scope.
+    let token = site.gitlab().token().scopes(&["duo_chat"]).sign();
+    let headers = site.gitlab().with(&token, "19.3.0");
+    assert_eq!(site.post_with(COMPLETIONS, &pairs(&headers), &json!({})).status, 422);
+    let reply = site.post_with(COMPLETIONS, &pairs(&headers), &rails(ruby()));
+    let detail = r#"{"detail":"Unauthorized to access code completions"}"#;
+    assert_eq!((reply.status, reply.body.as_str()), (403, detail));
+    // With the administrator's AI logs on, the place of the fault is told.
+    let mut told = site.gitlab().rails();
+    told.retain(|(name, _)| name != "x-gitlab-enabled-instance-verbose-ai-logs");
+    told.push(("x-gitlab-enabled-instance-verbose-ai-logs".into(), "true".into()));
+    let reply = site.post_with(COMPLETIONS, &pairs(&told), &with(rails(ruby()), json!({"stream": 7})));
+    assert!(reply.json()["detail"].as_str().unwrap().contains("stream"), "{}", reply.body);
+}
+
+/// Fact 8 of the contract: a provider that is a literal, an empty identifier, no key; or nothing at all.
+#[test]
+fn metadata_that_names_no_model_leads_to_the_default_model() {
+    let site = Site::open();
+    site.answers("1");
+    for metadata in [
+        metadata(),
+        json!({"provider": "custom_openai", "name": "general", "identifier": null}),
+        json!({"provider": "openai", "name": "gpt", "endpoint": null, "api_key": null, "identifier": ""}),
+        json!("mistral"),
+        json!(null),
+    ] {
+        let body = with(completion_component(&ruby(), false), json!({"model_metadata": metadata}));
+        assert_eq!(text(&site.post(V4, &body)).as_deref(), Some("1"), "{metadata}");
+    }
+}
+
 #[test]
 fn the_health_check_gets_what_the_model_wrote() {
     let site = Site::start();

@@ -8,6 +8,7 @@
 mod blank;
 mod block;
 mod brackets;
+mod echo;
 mod fences;
 mod newline;
 mod repeats;
@@ -77,6 +78,7 @@ impl Rules {
         let mut rules: Vec<Box<dyn Rule>> = Self::spelling(family);
         rules.push(Box::new(fences::Fences::completion(language)));
         rules.push(Box::new(repeats::Repeats::new(above, language)));
+        rules.push(Box::new(echo::Echo));
         rules.push(Box::new(block::Block::new(above, language)));
         rules.push(Box::new(unfinished::Unfinished));
         rules.push(Box::new(suffix::Suffix::new(above, below, language)));
@@ -91,6 +93,7 @@ impl Rules {
         let mut rules: Vec<Box<dyn Rule>> = Self::spelling(family);
         rules.push(Box::new(fences::Fences::generation(language)));
         rules.push(Box::new(repeats::Repeats::new(&editor.above, language)));
+        rules.push(Box::new(echo::Echo));
         rules.push(Box::new(blank::Blank));
         rules.push(Box::new(newline::Newline::after(&editor.above)));
         Self(rules)

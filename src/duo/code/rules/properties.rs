@@ -44,6 +44,7 @@ fn text() -> impl Strategy<Value = String> {
         "foo",
         "x = 1",
         "return total_sum",
+        "\nreturn total_sum\nreturn total_sum\n",
         "# a comment",
         "é",
         "日本",
