@@ -31,9 +31,6 @@ async fn post(
         return Err(DuoError::validation("X-Gitlab-Global-User-Id", "is missing", client::verbose(&headers)));
     }
     let refusal = "Unauthorized to create user access token";
-    if caller.direct() {
-        return Err(DuoError::forbidden(refusal).because("an editor's token cannot make another one"));
-    }
     caller.require(&SCOPES, refusal)?;
     let scopes: Vec<&str> = SCOPES.into_iter().filter(|scope| caller.can(scope)).collect();
     let minted = gateway.identity.mint(&caller.user, &scopes, &caller.claims);

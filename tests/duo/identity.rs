@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hearth::duo::identity::own::{self, OwnKeys};
 use hearth::duo::identity::{Bypass, Identity, Rules};
 use hearth::engine::clock::Manual;
+use hearth::server::guard::Access;
+use hearth::server::routes::table;
 use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value, json};
 
@@ -449,6 +451,42 @@ fn a_token_for_an_editor_is_good_for_its_user_for_an_hour() {
     assert!(good(&site, &direct), "and GitLab need not be there");
     clock.advance(Duration::from_secs(1));
     assert_eq!(refused(&site, &direct), FORBIDDEN);
+}
+
+#[test]
+fn a_token_for_an_editor_opens_completion_and_nothing_else() {
+    let site = Site::start();
+    site.answers("1");
+    let (made, _) = editor(&site, &site.gitlab().token());
+    let direct = site.gitlab().with(&made, "19.3.0");
+    let file = json!({"file_name": "a.py", "content_above_cursor": "x = ", "content_below_cursor": ""});
+    let components = json!({"prompt_components": [{"type": "code_editor_completion", "payload": file}]});
+    let bodies = [
+        ("/v2/completions", json!({"prompt_version": 1, "current_file": file})),
+        ("/v2/code/completions", json!({"prompt_version": 1, "current_file": file})),
+        ("/v2/code/generations", json!({"prompt_version": 1, "current_file": file})),
+        ("/v3/code/completions", components.clone()),
+        ("/v4/code/suggestions", components),
+        ("/v1/prompts/{*id}", json!({"inputs": {}})),
+        ("/v2/prompts/{*id}", json!({"inputs": {}})),
+    ];
+    for route in table().into_iter().filter(|route| route.access == Access::GitLab) {
+        let body = bodies.iter().find(|(path, _)| *path == route.path).map(|(_, body)| body.clone());
+        let path = route.path.replace("{*id}", "model_configuration/check").replace("{name}", "agent");
+        let reply = site.post_with(&path, &pairs(&direct), &body.unwrap_or_else(|| json!({})));
+        match route.path {
+            "/v2/completions" | "/v2/code/completions" => {
+                assert_eq!(reply.status, 200, "{path}: {}", reply.body)
+            }
+            // Those without a body here may say first what they miss.
+            path => {
+                assert!(matches!(reply.status, 403 | 404 | 422), "{path}: {} {}", reply.status, reply.body)
+            }
+        }
+        if bodies.iter().skip(2).any(|(path, _)| *path == route.path) {
+            assert_eq!(reply.status, 403, "{path}: {}", reply.body);
+        }
+    }
 }
 
 #[test]

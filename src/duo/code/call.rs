@@ -38,19 +38,15 @@ impl Call {
 
     /// Refuses a caller that has no right to completions; `direct`: editors have their own token for this route.
     pub fn completes(&self, direct: bool, refusal: &'static str) -> Result<(), DuoError> {
-        self.require("complete_code", direct, refusal)
+        match direct {
+            true => self.caller.require_completion(refusal),
+            false => self.caller.require(&["complete_code"], refusal),
+        }
     }
 
     /// Refuses a caller that has no right to generations.
     pub fn generates(&self, refusal: &'static str) -> Result<(), DuoError> {
-        self.require("generate_code", false, refusal)
-    }
-
-    fn require(&self, scope: &str, direct: bool, refusal: &'static str) -> Result<(), DuoError> {
-        if self.caller.direct() && !direct {
-            return Err(DuoError::forbidden(refusal));
-        }
-        self.caller.require(&[scope], refusal)
+        self.caller.require(&["generate_code"], refusal)
     }
 
     /// How long the caller waits.
@@ -72,7 +68,7 @@ mod tests {
     use crate::duo::identity::Issuer;
 
     fn patience(issuer: Issuer, name: &str, above: &str) -> u64 {
-        let caller = Caller { issuer, ..Caller::debug() };
+        let caller = Caller { issuer, ..Caller::debug("") };
         let call = Call { id: "".into(), caller, flags: Vec::new(), language_server: Version::default() };
         let file = json!({"file_name": name, "content_above_cursor": above, "content_below_cursor": ""});
         let editor = Editor::read(&Object::new(file.as_object().unwrap().clone())).unwrap();

@@ -32,7 +32,7 @@ pub struct Caller {
 }
 
 /// The one scope that counts in a token of the gateway's own.
-const DIRECT: &str = "complete_code";
+const COMPLETION: &str = "complete_code";
 /// What the oldest GitLab that is supported calls the right to both kinds of suggestions.
 const LEGACY: (&str, [&str; 2]) = ("code_suggestions", ["complete_code", "generate_code"]);
 
@@ -50,16 +50,24 @@ impl Caller {
         Self::new(Issuer::Bypass, Claims::default(), false, user)
     }
 
-    /// Whether the token grants a scope.
+    /// Whether the token grants a scope. An editor's grants none: [`Caller::require_completion`] is for it.
     pub fn can(&self, scope: &str) -> bool {
         match self.issuer {
             Issuer::Bypass => true,
-            Issuer::Gateway => scope == DIRECT && self.scopes.contains(scope),
+            Issuer::Gateway => false,
             Issuer::GitLab => !self.enforced || self.scopes.contains(scope),
         }
     }
 
-    /// Refuses a caller that has none of the scopes.
+    /// Refuses a caller that may not complete code. The one thing that an editor's token opens.
+    pub fn require_completion(&self, refusal: &'static str) -> Result<(), DuoError> {
+        match self.issuer {
+            Issuer::Gateway if self.scopes.contains(COMPLETION) => Ok(()),
+            _ => self.require(&[COMPLETION], refusal),
+        }
+    }
+
+    /// Refuses a caller that has none of the scopes, and an editor's token whatever it says.
     pub fn require(
         &self,
         any: &[&str],

@@ -120,10 +120,6 @@ async fn understand(
         let text = format!("Prompt '{}' is not supported", known.id);
         return Err(DuoError::detail(StatusCode::UNPROCESSABLE_ENTITY, text));
     }
-    // A test of a connection needs the scope that editors have, too.
-    if caller.direct() {
-        return Err(DuoError::forbidden(known.forbidden.clone()));
-    }
     let scopes: Vec<&str> = known.scopes.iter().map(String::as_str).collect();
     caller.require(&scopes, known.forbidden.clone())?;
     let model = gateway.choose(body, Feature::Chat).map_err(|failure| DuoError::model(&failure))?;
