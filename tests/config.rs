@@ -367,3 +367,72 @@ fn the_key_for_editors_tokens_is_made_rotated_and_never_shown() {
     let (code, said) = failure(&hearth(&rotate, &[]));
     assert!(code == 3 && said.contains("it holds no key for editors' tokens"), "{said}");
 }
+
+#[test]
+fn a_secret_in_the_wrong_place_is_not_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    for text in [
+        "[server]\nkey = 1234567890123456",
+        "[server]\nkey = [\"1234567890123456\"]",
+        "[gitlab]\nsigning_key = [\"1234567890123456\"]",
+        "[gitlab]\nvalidation_key = 1234567890123456",
+        "[gitlab]\nurl = \"https://root:1234567890123456@gitlab.example.com\"",
+        "[gitlab]\nurl = \"https://root:123456/7890123456@gitlab.example.com\"",
+        "[gitlab]\nurl = \"root:1234567890123456@gitlab.example.com\"",
+        "[gitlab]\nportal_url = [\"https://root:1234567890123456@gitlab.example.com\"]",
+        "[[upstream]]\nname = \"c\"\nkey = 1234567890123456",
+        "[[upstream]]\nname = \"c\"\nurl = \"https://root:1234567890123456@vllm\"",
+    ] {
+        let file = write(&dir.path().join("hearth.toml"), text);
+        let (code, said) = failure(&hearth(&["config", "check", "--config", &file], &[]));
+        assert!(code == 3 && said.contains("***"), "{text}: {said}");
+        assert!(!said.contains("123456") && !said.contains("890123456"), "{text}: {said}");
+    }
+}
+
+#[test]
+fn keys_over_a_line_that_others_can_answer_are_an_error_or_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let portal = write(&dir.path().join("a.toml"), "[gitlab]\nportal_url = \"http://portal.example.com\"\n");
+    let (code, said) = failure(&hearth(&["config", "check", "--config", &portal], &[]));
+    assert!(code == 3 && said.contains("without TLS") && said.contains("use https"), "{said}");
+    let settings = |url: &str| {
+        let mut layers = Layers::new();
+        layers.toml(&format!("[gitlab]\nurl = \"{url}\"\n"), &Origin::Default).unwrap();
+        Settings::of(&layers).unwrap()
+    };
+    let (warning, fix) = settings("http://gitlab.example.com").gitlab.warning().unwrap();
+    assert!(warning.contains("can let themselves in") && fix.contains("use https"), "{warning}; {fix}");
+    assert_eq!(settings("https://gitlab.example.com").gitlab.warning(), None);
+    assert_eq!(settings("http://127.0.0.1:8080").gitlab.warning(), None);
+    let wrong = write(&dir.path().join("b.toml"), "[gitlab]\ninstance_id = \"mine\"\n");
+    let (code, said) = failure(&hearth(&["config", "check", "--config", &wrong], &[]));
+    assert!(
+        code == 3 && said.contains("`gitlab.instance_id` is \"mine\"") && said.contains("UUID"),
+        "{said}"
+    );
+}
+
+#[test]
+fn keys_that_root_rotates_stay_their_owners() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let place = state.display().to_string();
+    let rotate = ["keys", "rotate", "--state-dir", &place];
+    assert_eq!(out(&hearth(&rotate, &[])), "");
+    // Only root can give files away; for others there is nothing to see here.
+    if chown(&state, Some(12_345), None).is_err() {
+        return;
+    }
+    let keys = [state.join("jwt_signing.pem"), state.join("jwt_validation.pem")];
+    keys.iter().for_each(|key| chown(key, Some(12_345), None).unwrap());
+    assert_eq!(out(&hearth(&rotate, &[])), "");
+    for key in &keys {
+        assert_eq!(std::fs::metadata(key).unwrap().uid(), 12_345);
+    }
+    let revoke = ["keys", "rotate", "--revoke", "--state-dir", &place];
+    assert_eq!(out(&hearth(&revoke, &[])), "");
+    assert_eq!(std::fs::metadata(&keys[0]).unwrap().uid(), 12_345);
+    assert!(!keys[1].exists());
+}

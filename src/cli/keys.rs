@@ -10,8 +10,11 @@ use crate::duo::identity::own;
 
 #[derive(Subcommand)]
 pub enum Verb {
-    /// Make a new key for editors' tokens; tokens signed with the one before stay good
+    /// Make a new key for editors' tokens; tokens signed with the one before stay good until they end
     Rotate {
+        /// Forget the key before at once, and with it the tokens that it signed
+        #[arg(long)]
+        revoke: bool,
         /// Where the keys are kept
         #[arg(long, value_name = "DIR")]
         state_dir: Option<PathBuf>,
@@ -19,7 +22,7 @@ pub enum Verb {
 }
 
 pub fn run(verb: Verb, common: &Common) -> Result<(), CliError> {
-    let Verb::Rotate { state_dir } = verb;
+    let Verb::Rotate { revoke, state_dir } = verb;
     let mut layers = common.layers()?;
     if let Some(directory) = state_dir {
         layers.flag("--state-dir", "server.state_dir", directory.display().to_string())?;
@@ -36,10 +39,17 @@ pub fn run(verb: Verb, common: &Common) -> Result<(), CliError> {
             ));
         }
     }
-    own::rotate(&settings.state_dir)?;
+    let tokens = match revoke {
+        true => {
+            own::revoke(&settings.state_dir)?;
+            "then tokens of the key before are refused, and editors ask for new ones"
+        }
+        false => {
+            own::rotate(&settings.state_dir)?;
+            "restart it within the hour: for that long, tokens of the key before are still good"
+        }
+    };
     eprintln!("a new key for editors' tokens is in {}", settings.state_dir.display());
-    eprintln!(
-        "  a running server takes it at its next start; tokens of the key before stay good until the next rotation"
-    );
+    eprintln!("  a running server takes it at its next start; {tokens}");
     Ok(())
 }

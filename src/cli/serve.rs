@@ -66,6 +66,9 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         let names = layers.unused().join(", ");
         tracing::info!("variables of GitLab's own gateway that are not used here: {names}");
     }
+    if let Some((warning, fix)) = settings.gitlab.warning() {
+        tracing::warn!("{warning}; {fix}");
+    }
     let identity = identity(&settings)?;
     let runtime = super::runtime()?;
     runtime.block_on(async {
@@ -107,8 +110,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         let names = shared.models.names().join(", ");
         let notices: Vec<String> = shared.models.iter().filter_map(|m| m.notice.clone()).collect();
         if let Some(address) = settings.metrics {
-            let (models, health) = (shared.models.clone(), shared.health.clone());
-            let bound = server::metrics::serve(address, &shared.metrics, models, health).await;
+            let bound = server::metrics::serve(address, &shared).await;
             let bound = bound.map_err(|e| port(address, &e))?;
             eprintln!("metrics: http://{bound}/metrics");
         }

@@ -88,7 +88,7 @@ impl<'a> Values<'a> {
             };
             let text = scalar(key, &name, value, origin)?;
             key.check(&text).map_err(|expected| {
-                let what = format!("`{name}` of a [[{kind}]] is {text:?}");
+                let what = format!("`{name}` of a [[{kind}]] is {:?}", key.shown(&text));
                 ConfigError::new(origin, what, format!("it must be {expected}"))
             })?;
             values.insert(key.name, text);

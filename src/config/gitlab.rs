@@ -48,11 +48,28 @@ impl GitLab {
             bypass: bypass(layers)?,
             ..Rules::default()
         };
+        if let Some(portal) = rules.portal.as_ref().filter(|portal| !portal.guarded()) {
+            let fix = "use https: whoever can answer that address can make tokens that are good here";
+            let what = format!("`gitlab.portal_url` is {portal}, without TLS");
+            return Err(ConfigError::new(layers.origin("gitlab.portal_url"), what, fix));
+        }
         Ok(Self {
             rules,
             signing_key: private_key(layers, "gitlab.signing_key")?,
             validation_key: private_key(layers, "gitlab.validation_key")?,
         })
+    }
+}
+
+impl GitLab {
+    /// What is dangerous about these settings though they work, and what to do.
+    pub fn warning(&self) -> Option<(String, &'static str)> {
+        let url = self.rules.gitlab.as_ref().filter(|url| !url.guarded())?;
+        let what = format!(
+            "gitlab.url is {url}, without TLS: whoever can answer that address on the way can let themselves in, with keys \
+             of their own"
+        );
+        Some((what, "use https, with gitlab.ca_file if the certificate is the site's own"))
     }
 }
 

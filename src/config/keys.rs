@@ -204,6 +204,18 @@ pub const UPSTREAM_KEYS: &[Key] = &[
 ];
 
 impl Key {
+    /// A value of the wrong form as a message may show it: it may still hold a secret.
+    pub fn shown(&self, value: &str) -> String {
+        match (self.kind, value.rsplit_once('@')) {
+            (Kind::Secret, _) => "***".to_owned(),
+            (Kind::Url, Some((before, after))) => {
+                let scheme = before.find("://").map_or("", |end| &before[..end + 3]);
+                format!("{scheme}***@{after}")
+            }
+            _ => value.to_owned(),
+        }
+    }
+
     /// Whether a value fits; the error says what would.
     pub fn check(&self, value: &str) -> Result<(), String> {
         match self.kind {

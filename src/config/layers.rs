@@ -179,7 +179,7 @@ impl Layers {
 
     fn set(&mut self, key: &'static Key, value: String, origin: &Origin) -> Result<(), ConfigError> {
         key.check(&value).map_err(|expected| {
-            let what = format!("`{}` is {value:?}", key.name);
+            let what = format!("`{}` is {:?}", key.name, key.shown(&value));
             ConfigError::new(origin, what, format!("it must be {expected}"))
         })?;
         self.values.insert(key.name, (value, origin.clone()));
@@ -288,7 +288,8 @@ pub(super) fn scalar(key: &Key, name: &str, value: Value, origin: &Origin) -> Re
         }
         (_, Value::String(text)) => Ok(text),
         (_, other) => {
-            Err(ConfigError::new(origin, format!("`{name}` is {other}"), "it must be text in quotes"))
+            let what = format!("`{name}` is {}", key.shown(&other.to_string()));
+            Err(ConfigError::new(origin, what, "it must be text in quotes"))
         }
     }
 }

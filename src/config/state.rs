@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::{ConfigError, Origin};
@@ -49,11 +49,15 @@ impl Secret {
     }
 }
 
+/// Who runs this process: the owner of its own directory in `/proc`.
+pub fn user() -> Option<u32> {
+    fs::metadata("/proc/self").ok().map(|of| of.uid())
+}
+
 /// `$STATE_DIRECTORY` (systemd), `/var/lib/hearth` for root, else below the home directory.
 pub fn default_directory() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    // The owner of our own process directory is who we are.
-    let root = fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0);
+    let root = user() == Some(0);
     if let Some(directory) = variable("STATE_DIRECTORY") {
         return directory;
     }
@@ -88,6 +92,14 @@ pub fn key(directory: &Path) -> Result<(Secret, bool), ConfigError> {
 }
 
 impl Kept {
+    /// For file systems without links: a reader may see half of it, and of two starts still only one wins.
+    fn write_in_place(&self, directory: &Path, text: &str) -> io::Result<()> {
+        let path = self.path(directory);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+        written.inspect_err(|_| drop(fs::remove_file(&path)))
+    }
+
     pub fn path(&self, directory: &Path) -> PathBuf {
         directory.join(self.name)
     }
@@ -109,7 +121,11 @@ impl Kept {
         };
         let mode = fs::metadata(&path).map_err(|e| self.failed(directory, &e))?.permissions().mode();
         if mode & 0o077 != 0 {
-            let fix = format!("chmod 600 {}", path.display());
+            let fix = format!(
+                "chmod 600 {}; where Kubernetes gives the volume to a group at every start (fsGroup), also set \
+                 fsGroupChangePolicy: OnRootMismatch",
+                path.display()
+            );
             let what = format!("others can read {} (mode {:03o})", self.what, mode & 0o777);
             return Err(ConfigError::new(&Origin::File(path), what, fix));
         }
@@ -135,7 +151,10 @@ impl Kept {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
-            fs::hard_link(&aside, self.path(directory))
+            match fs::hard_link(&aside, self.path(directory)) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => self.write_in_place(directory, &text),
+                linked => linked,
+            }
         };
         let written = write();
         let _ = fs::remove_file(&aside);

@@ -40,6 +40,9 @@ pub async fn gitlab(settings: &Settings) -> Vec<Finding> {
             _ => found,
         });
     }
+    if let Some((what, fix)) = settings.gitlab.warning() {
+        findings.push(Finding::warns("line", what, fix));
+    }
     if rules.bypass != Bypass::Off {
         findings.push(Finding::warns(
             "tokens",

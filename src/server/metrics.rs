@@ -22,7 +22,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
-use super::{Health, Limits, accept};
+use super::{Health, Limits, Shared, accept};
+use crate::duo::Gateway;
 use crate::duo::figures::Figures;
 use crate::engine::handle::Status;
 use crate::served::Models;
@@ -70,7 +71,8 @@ impl Metrics {
         self.seconds.get_or_create(&vec![route]).observe(time.as_secs_f64());
     }
 
-    fn registry(&self, models: Models, health: Arc<Health>) -> Registry {
+    fn registry(&self, shared: &Shared) -> Registry {
+        let Shared { models, health, duo, .. } = shared.clone();
         let mut all = Registry::default();
         let help = "From a request's headers to the end of its answer";
         all.register("http_request_duration_seconds", help, self.handlers.clone());
@@ -79,7 +81,7 @@ impl Metrics {
         registry.register("requests", "Answers sent, by route and status", self.requests.clone());
         let help = "From a request's headers to the end of its answer, in seconds";
         registry.register("request_seconds", help, self.seconds.clone());
-        registry.register_collector(Box::new(Engines { models, health }));
+        registry.register_collector(Box::new(Engines { models, health, duo }));
         all
     }
 }
@@ -88,6 +90,7 @@ impl Metrics {
 struct Engines {
     models: Models,
     health: Arc<Health>,
+    duo: Arc<Gateway>,
 }
 
 impl fmt::Debug for Engines {
@@ -157,6 +160,11 @@ impl Collector for Engines {
                 }
             }
         }
+        if let Some(age) = self.duo.identity.keys_age() {
+            let (name, help) = ("gitlab_keys_age_seconds", "Since GitLab's keys were fetched last");
+            let of_keys = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(age.as_secs_f64()).encode(of_keys)?;
+        }
         let help = "Requests whose answer is not sent yet";
         let in_flight = encoder.encode_descriptor("in_flight", help, None, MetricType::Gauge)?;
         ConstGauge::new(self.health.in_flight()).encode(in_flight)
@@ -164,15 +172,10 @@ impl Collector for Engines {
 }
 
 /// Binds the port. The task ends with the runtime.
-pub async fn serve(
-    address: SocketAddr,
-    metrics: &Metrics,
-    models: Models,
-    health: Arc<Health>,
-) -> std::io::Result<SocketAddr> {
+pub async fn serve(address: SocketAddr, shared: &Shared) -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind(address).await?;
     let bound = listener.local_addr()?;
-    let registry = Arc::new(metrics.registry(models, health));
+    let registry = Arc::new(shared.metrics.registry(shared));
     let router = Router::new().route("/metrics", get(text)).with_state(registry);
     let limits = Limits { connections: 64, ..Limits::default() };
     tokio::spawn(accept::run(listener, router, limits, std::future::pending()));

@@ -11,6 +11,7 @@ mod forms;
 #[path = "../gitlab/mod.rs"]
 mod gitlab;
 mod identity;
+mod keys;
 mod prompts;
 #[path = "../upstream/scripted.rs"]
 mod scripted;

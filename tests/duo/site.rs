@@ -164,9 +164,7 @@ impl Site {
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
                 tokio::spawn(shared.duo.identity.keep());
-                let (models, health) = (shared.models.clone(), shared.health.clone());
-                let figures =
-                    server::metrics::serve("127.0.0.1:0".parse().unwrap(), &shared.metrics, models, health);
+                let figures = server::metrics::serve("127.0.0.1:0".parse().unwrap(), &shared);
                 let figures = figures.await.unwrap();
                 let server =
                     Server::bind("127.0.0.1:0".parse().unwrap(), Limits::default(), shared).await.unwrap();

@@ -254,7 +254,8 @@ impl Identity {
         let service = &self.rules.audience;
         let ours = [own::signing_kid(service), own::validation_kid(service)];
         if kid.is_none_or(|kid| ours.iter().any(|own| own == kid)) {
-            let mut own = self.own.iter().flat_map(OwnKeys::public);
+            let (now, leeway) = (self.rules.clock.now(), self.rules.leeway);
+            let mut own = self.own.iter().flat_map(|own| own.public(now, leeway));
             if let Some(token) = own.find_map(|key| signed(token, key)) {
                 let claims = self.claims(&token)?;
                 return match self.issuer(&claims) {

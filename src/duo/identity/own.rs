@@ -3,8 +3,10 @@
 //! The signing key is a configured one, or one made at first start and kept in the state directory. The previous key
 //! stays good for checking tokens, so that a rotation does not throw editors out.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::rsa::{KeyPair, KeySize};
@@ -14,7 +16,7 @@ use pem::{EncodeConfig, LineEnding, Pem};
 use serde_json::{Value, json};
 
 use super::claims::Claims;
-use crate::config::state::Kept;
+use crate::config::state::{self, Kept};
 use crate::config::{ConfigError, Origin};
 
 const SIGNING: Kept = Kept {
@@ -104,11 +106,14 @@ pub struct Minted {
 pub struct OwnKeys {
     signing: OwnKey,
     previous: Option<OwnKey>,
+    /// When the last token of the previous key has ended, since 1970. `None`: a configured one, which stays for as long
+    /// as it is configured.
+    until: Option<Duration>,
 }
 
 impl OwnKeys {
     pub fn new(signing: OwnKey, previous: Option<OwnKey>) -> Self {
-        Self { signing, previous }
+        Self { signing, previous, until: None }
     }
 
     /// The configured keys; where there is none, the state directory's, made on the first call.
@@ -128,20 +133,23 @@ impl OwnKeys {
                 of_file(directory, SIGNING, &text)?
             }
         };
-        let previous = match previous {
-            Some(key) => Some(key),
-            None => match VALIDATION.get(directory)? {
-                Some(text) => Some(of_file(directory, VALIDATION, &text)?),
-                None => None,
-            },
-        };
-        Ok(Self { signing, previous })
+        if previous.is_some() {
+            return Ok(Self::new(signing, previous));
+        }
+        let Some(text) = VALIDATION.get(directory)? else { return Ok(Self::new(signing, None)) };
+        let previous = Some(of_file(directory, VALIDATION, &text)?);
+        // A rotation sets the file's time.
+        let rotated = fs::metadata(VALIDATION.path(directory)).and_then(|file| file.modified());
+        let rotated = rotated.map_err(|e| VALIDATION.failed(directory, &e))?;
+        let until = rotated.duration_since(UNIX_EPOCH).unwrap_or_default() + Duration::from_secs(LIFE);
+        Ok(Self { signing, previous, until: Some(until) })
     }
 
     /// The keys that a token of this gateway's own may be signed with. Both: after a rotation, tokens that name the
-    /// signing key are signed with the previous one.
-    pub fn public(&self) -> impl Iterator<Item = &DecodingKey> {
-        [Some(&self.signing), self.previous.as_ref()].into_iter().flatten().map(|key| &key.public)
+    /// signing key are signed with the previous one. That one ends with the last token that it can have signed.
+    pub fn public(&self, now: Duration, leeway: Duration) -> impl Iterator<Item = &DecodingKey> {
+        let previous = self.previous.as_ref().filter(|_| self.until.is_none_or(|until| now < until + leeway));
+        [Some(&self.signing), previous].into_iter().flatten().map(|key| &key.public)
     }
 
     /// A token for an editor: it opens completion and nothing else.
@@ -181,12 +189,54 @@ fn of_file(directory: &Path, file: Kept, text: &str) -> Result<OwnKey, ConfigErr
 /// Makes a new signing key in the state directory; the one there becomes the previous one. A crash in the middle
 /// leaves no signing key, and the next start makes one.
 pub fn rotate(directory: &Path) -> Result<(), ConfigError> {
+    replace(directory, false)
+}
+
+/// Makes a new signing key in the state directory and forgets those before: for a key that others may have seen.
+pub fn revoke(directory: &Path) -> Result<(), ConfigError> {
+    replace(directory, true)
+}
+
+fn replace(directory: &Path, forget: bool) -> Result<(), ConfigError> {
+    let owner = owner(directory)?;
     // A first key, so that there is one to keep and a directory to keep it in.
     let (old, _) = SIGNING.get_or_make(directory, OwnKey::generate)?;
-    of_file(directory, SIGNING, &old)?;
-    let moved = fs::rename(SIGNING.path(directory), VALIDATION.path(directory));
+    if !forget {
+        of_file(directory, SIGNING, &old)?;
+    }
+    let (signing, validation) = (SIGNING.path(directory), VALIDATION.path(directory));
+    // Its end is counted from now on, not from when it was made.
+    let dated =
+        File::options().write(true).open(&signing).and_then(|file| file.set_modified(SystemTime::now()));
+    let moved = dated.and_then(|()| fs::rename(&signing, &validation));
     moved.map_err(|e| SIGNING.failed(directory, &e))?;
-    SIGNING.get_or_make(directory, OwnKey::generate).map(drop)
+    if forget {
+        fs::remove_file(&validation).map_err(|e| VALIDATION.failed(directory, &e))?;
+    }
+    SIGNING.get_or_make(directory, OwnKey::generate)?;
+    let Some(owner) = owner else { return Ok(()) };
+    for path in [&signing, &validation].into_iter().filter(|path| path.exists()) {
+        chown(path, Some(owner), None).map_err(|e| SIGNING.failed(directory, &e))?;
+    }
+    Ok(())
+}
+
+/// Whose the keys must be in the end, if that is not this user: root makes them for the user that the server runs as.
+/// Another user would leave keys that the server cannot read, and is refused.
+fn owner(directory: &Path) -> Result<Option<u32>, ConfigError> {
+    let key = SIGNING.path(directory);
+    let known = [&*key, directory].into_iter().find_map(|path| Some((path, fs::metadata(path).ok()?.uid())));
+    match (known, state::user()) {
+        (Some((_, owner)), Some(user)) if owner == user => Ok(None),
+        (Some((_, owner)), Some(0)) => Ok(Some(owner)),
+        (Some((path, owner)), Some(user)) if path == key => {
+            let what = format!("{} belongs to user {owner}, and this is user {user}", SIGNING.what);
+            let fix = format!("run it as that user: sudo -u '#{owner}' hearth keys rotate, or as root");
+            Err(ConfigError::new(&Origin::File(path.to_owned()), what, fix))
+        }
+        // Of a directory that several users may write to, nobody's keys are there yet.
+        _ => Ok(None),
+    }
 }
 
 /// A random name (RFC 9562, version 4).

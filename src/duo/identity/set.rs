@@ -48,8 +48,15 @@ fn same(a: &str, b: &str) -> bool {
 /// The RSA signature keys in a published set; what else is in it is skipped. `None` if this is no set at all.
 pub fn read(text: &[u8]) -> Option<Vec<PublicKey>> {
     let set: Value = serde_json::from_slice(text).ok()?;
-    let keys = set.get("keys")?.as_array()?.iter().filter_map(rsa);
-    Some(keys.take(MOST).collect())
+    let mut keys: Vec<_> = set.get("keys")?.as_array()?.iter().filter_map(rsa).collect();
+    if keys.len() > MOST {
+        tracing::warn!(
+            count = keys.len(),
+            "a set holds more than {MOST} keys; tokens of the last ones are refused"
+        );
+        keys.truncate(MOST);
+    }
+    Some(keys)
 }
 
 fn rsa(key: &Value) -> Option<PublicKey> {
