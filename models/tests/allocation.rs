@@ -72,15 +72,20 @@ fn a_step_allocates_nothing_after_the_first() {
         for step in &steps {
             decoder.forward(step).unwrap_or_else(|e| panic!("{e}"));
         }
-        let before = [&LARGE, &SMALL].map(|counter| counter.load(Ordering::Relaxed));
-        for step in &steps {
-            decoder.forward(step).unwrap_or_else(|e| panic!("{e}"));
-        }
-        let after = [&LARGE, &SMALL].map(|counter| counter.load(Ordering::Relaxed));
-        assert_eq!(after[0] - before[0], 0, "{name}: allocations in {} steps", steps.len());
+        let mut round = || {
+            let before = [&LARGE, &SMALL].map(|counter| counter.load(Ordering::Relaxed));
+            for step in &steps {
+                decoder.forward(step).unwrap_or_else(|e| panic!("{e}"));
+            }
+            let after = [&LARGE, &SMALL].map(|counter| counter.load(Ordering::Relaxed));
+            [after[0] - before[0], after[1] - before[1]]
+        };
+        // The test runner's own thread may allocate in between, which only adds: the least of three is the decoder's.
+        let rounds = [round(), round(), round()];
+        let [large, small] = [0, 1].map(|i| rounds.iter().map(|round| round[i]).min().unwrap_or_default());
+        assert_eq!(large, 0, "{name}: allocations in {} steps", steps.len());
         // Nine operations a layer write a tensor, three more a step; a mixture has one less that does.
         let writes = steps.len() * (3 + 9 * checkpoint.spec().layers);
-        let small = after[1] - before[1];
         assert!(small <= writes, "{name}: {small} small allocations in {writes} operations");
     }
 }
