@@ -187,6 +187,20 @@ fn the_time_to_come_back_is_that_of_the_queue_at_its_measured_speed() {
     let wait = u64::from(retry_after);
     assert_eq!(patient(wait - 1).err(), Some(Refused::Late { wait: retry_after, deadline: retry_after - 1 }));
     assert!(patient(wait + 1).is_ok());
+    // So is who waits for the beginning alone: of what has begun the end may come later.
+    let beginning = |seconds: u64, tokens: u32| {
+        let (deadline, begin) = (Some(Duration::from_secs(3600)), Some(Duration::from_secs(seconds)));
+        handle.submit(Request { deadline, begin, ..ask(1, tokens) })
+    };
+    let refused = beginning(wait - 1, 1).err();
+    assert_eq!(refused, Some(Refused::Late { wait: retry_after, deadline: retry_after - 1 }));
+    let mut begun = beginning(wait + 1, 100).unwrap();
+    run(&mut engine);
+    clock.advance(Duration::from_secs(wait + 2));
+    run(&mut engine);
+    drop(held);
+    run(&mut engine);
+    assert_eq!(drawn(&hear(&mut begun)).len(), 100);
 }
 
 #[test]

@@ -1,60 +1,110 @@
 //! Long contents fitted into a model's context (step 4 in the life of a request): GitLab sends whole files, logs and
 //! diffs, and half of a file with a mark in the middle is worth more than a refusal.
 //!
-//! Of texts that are too long together, the longest give first, down to the length at which all fit.
+//! Of texts that are too long together, the longest give first, down to the length at which all fit. Counting tokens
+//! takes a second for a megabyte: of what is far too long a sample is counted, and no text is counted twice.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde_json::Value;
 
 use crate::served::Model;
 use crate::served::ask::Message;
 
-/// Rounds of cutting: tokens are estimated from lengths, and each round comes closer.
-pub const TRIES: usize = 4;
 /// Tokens of a chat template around messages, and of rounding.
-const AROUND: u32 = 64;
+pub const AROUND: u32 = 64;
 /// Texts shorter than this stay whole.
 const SHORT: usize = 200;
 /// What stands in place of what was cut.
 const MARK: &str = "\n[... cut ...]\n";
+/// Bytes for each token of room beyond which texts are far too long.
+const FAR: usize = 8;
+/// Bytes that stand for such texts: so many from the beginning, the middle and the end of the longest.
+const SAMPLE: usize = 16 * 1024;
 
 /// Tokens that a prompt may have: the answer keeps what it asks for, or a quarter where that is less.
 pub fn room(context: u32, answer: u32) -> u32 {
     context.saturating_sub(answer.min(context / 4)).saturating_sub(AROUND)
 }
 
-/// Tokens of a text; estimated where it is too long to be counted at all.
-pub async fn tokens(model: &Model, text: &str) -> u64 {
-    match model.count(text.to_owned()).await {
-        Ok(count) => u64::from(count),
-        Err(_) => (text.len() / 4) as u64,
-    }
+/// The tokens of one request's texts.
+pub struct Counter<'a> {
+    model: &'a Model,
+    /// By the text's hash.
+    known: HashMap<u64, u64>,
 }
 
-/// How many bytes of texts are too many together; `None` where they fit.
-pub async fn excess<'a>(model: &Model, texts: impl Iterator<Item = &'a str>, room: u32) -> Option<usize> {
-    let (mut bytes, mut total) = (0, 0);
-    for text in texts {
-        bytes += text.len();
-        total += tokens(model, text).await;
+impl<'a> Counter<'a> {
+    pub fn new(model: &'a Model) -> Self {
+        Self { model, known: HashMap::new() }
     }
-    if total <= u64::from(room) {
-        return None;
+
+    /// Tokens of a text; estimated where it is too long to be counted at all.
+    pub async fn tokens(&mut self, text: &str) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        text.hash(&mut hasher);
+        let key = hasher.finish();
+        if let Some(count) = self.known.get(&key) {
+            return *count;
+        }
+        let count = match self.model.count(text.to_owned()).await {
+            Ok(count) => u64::from(count),
+            Err(_) => (text.len() / 4) as u64,
+        };
+        self.known.insert(key, count);
+        count
     }
-    let share = 1.0 - f64::from(room) / total as f64;
-    // A little more, as the texts that stay whole may have more tokens than their share.
-    Some((share * 1.02 * bytes as f64).ceil() as usize)
+
+    /// How many bytes of texts are too many together; `None` where they fit.
+    pub async fn excess(&mut self, texts: &[&str], room: u32) -> Option<usize> {
+        let bytes: usize = texts.iter().map(|text| text.len()).sum();
+        // No text has more tokens than bytes.
+        if bytes <= room as usize {
+            return None;
+        }
+        let mut total = 0;
+        if bytes > room as usize * FAR {
+            total = self.estimate(texts, bytes).await;
+        }
+        if total <= u64::from(room) {
+            total = 0;
+            for text in texts {
+                total += self.tokens(text).await;
+            }
+        }
+        if total <= u64::from(room) {
+            return None;
+        }
+        let share = 1.0 - f64::from(room) / total as f64;
+        // A little more, as the texts that stay whole may have more tokens than their share; and never so little that
+        // the rounds have no end.
+        let excess = (share * 1.02 * bytes as f64).ceil() as usize;
+        Some(excess.max(bytes / 64))
+    }
+
+    /// Tokens of texts by those of a sample.
+    async fn estimate(&mut self, texts: &[&str], bytes: usize) -> u64 {
+        let longest = texts.iter().max_by_key(|text| text.len()).copied().unwrap_or_default();
+        let piece = SAMPLE.min(longest.len() / 3);
+        let mut sample = String::new();
+        for from in [0, (longest.len() - piece) / 2, longest.len() - piece] {
+            let from = longest.ceil_char_boundary(from);
+            let to = longest.ceil_char_boundary((from + piece).min(longest.len()));
+            sample += &longest[from..to];
+        }
+        let tokens = self.tokens(&sample).await;
+        (tokens as f64 / sample.len().max(1) as f64 * bytes as f64) as u64
+    }
 }
 
 /// Cuts messages so that they leave room for an answer.
 pub async fn messages(model: &Model, messages: &mut [Message], answer: u32) {
     let room = room(model.context(), answer);
-    for _ in 0..TRIES {
-        if messages.iter().map(|m| m.content.len()).sum::<usize>() <= room as usize {
-            break;
-        }
-        let Some(excess) = excess(model, messages.iter().map(|m| m.content.as_str()), room).await else {
-            break;
-        };
+    let mut counter = Counter::new(model);
+    loop {
+        let texts: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
+        let Some(excess) = counter.excess(&texts, room).await else { break };
         if !cut(messages.iter_mut().map(|m| &mut m.content).collect(), excess) {
             break;
         }

@@ -19,6 +19,7 @@ mod monitoring;
 pub mod prompts;
 pub mod search;
 pub mod stream;
+mod thought;
 mod token;
 
 use std::time::Duration;

@@ -162,7 +162,7 @@ impl Handle {
             return Err(Refused::Stopping);
         }
         let limit = shared.limit(&request)?;
-        let permit = shared.admit(request.prompt.len() as u64, request.deadline)?;
+        let permit = shared.admit(&request)?;
         let choices = request.choices.max(1);
         // Room for every choice to send a token and its end in two steps in flight, and for the prompt's event.
         let room = (shared.buffer as usize).max(4 * choices as usize + 4);
@@ -309,9 +309,11 @@ impl Shared {
         Ok(if open { cache } else { length as u32 })
     }
 
-    /// Takes a place in the queue, or says when to come back. What waits longer than `deadline` just to begin is
-    /// refused at once: its caller would be gone.
-    fn admit(&self, tokens: u64, deadline: Option<Duration>) -> Result<Permit, Refused> {
+    /// Takes a place in the queue, or says when to come back. What waits longer just to begin than its caller does is
+    /// refused at once: the caller would be gone.
+    fn admit(&self, request: &Request) -> Result<Permit, Refused> {
+        let tokens = request.prompt.len() as u64;
+        let deadline = request.deadline.into_iter().chain(request.begin).min();
         let queue = &self.queue;
         let requests = queue.requests.fetch_add(1, Ordering::AcqRel);
         let before = queue.tokens.fetch_add(tokens, Ordering::AcqRel);

@@ -40,6 +40,8 @@ pub struct Request {
     pub salt: u64,
     /// Fails what has not ended this long after it was submitted.
     pub deadline: Option<Duration>,
+    /// Refuses what would not begin this long after it is submitted; what has begun may take its time.
+    pub begin: Option<Duration>,
 }
 
 impl Request {
@@ -57,6 +59,7 @@ impl Request {
             mask: None,
             salt: 0,
             deadline: None,
+            begin: None,
         }
     }
 }

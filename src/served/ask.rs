@@ -28,6 +28,9 @@ pub struct Ask {
     pub grammar: Option<Arc<str>>,
     /// How long the caller waits. What cannot begin by then is refused, and what has not ended by then fails.
     pub patience: Option<Duration>,
+    /// For how long the caller waits for the beginning of an answer that then takes its time. What waits longer in the
+    /// queue of a model of this process is refused at once.
+    pub begin: Option<Duration>,
 }
 
 impl Ask {
@@ -42,6 +45,7 @@ impl Ask {
             stops: Vec::new(),
             grammar: None,
             patience: None,
+            begin: None,
         }
     }
 }

@@ -84,6 +84,11 @@ impl Family {
         }
     }
 
+    /// Whether its models may write down a thought before they answer, between tags.
+    pub fn thinks(self) -> bool {
+        self == Qwen
+    }
+
     /// The family of a checkpoint: its architecture, and the markers of its tokenizer where one architecture serves
     /// several families. `embedded` is the model inside the binary, whose architecture says nothing about its prompts.
     pub fn of(architecture: spec::Family, text: &Text, embedded: bool) -> Self {

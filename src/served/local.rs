@@ -52,6 +52,7 @@ impl Served {
             max_tokens: ask.max_tokens.min(room),
             stop_tokens: shape.stop_tokens.clone(),
             deadline: ask.patience,
+            begin: ask.begin,
             mask,
             ..Request::new(prompt.clone())
         };
@@ -82,8 +83,11 @@ impl Served {
                     Some(template) if !template.takes_system => without_system(messages),
                     _ => messages,
                 };
-                let mut prompt = match self.text.chat(messages.clone()).await {
-                    Some(prompt) => prompt.map_err(chat)?.tokens,
+                let mut prompt = match self.text.chat {
+                    Some(_) => {
+                        let prompt = self.text.chat(messages).await;
+                        prompt.expect("bug: the template was there a moment ago").map_err(chat)?.tokens
+                    }
                     None => self.text.encode(transcript(&messages), true).await.map_err(tokens)?,
                 };
                 if !begun.is_empty() {

@@ -266,6 +266,31 @@ fn a_long_file_and_a_long_history_are_cut_to_the_model_s_context() {
     body["messages"] = json!(turns);
     let reply = site.post_with("/v2/chat/agent", &GITLAB_18, &body);
     assert_eq!(text(&reply), "It is long.", "{}", reply.body);
+    let given = site.given();
+    for stays in ["And now?", "Question 39: why", "long.rb", "[... cut ...]"] {
+        assert!(given.contains(stays), "{stays} was lost: {given}");
+    }
+    assert!(!given.contains("Question 0:"), "the oldest turns go first");
+}
+
+#[test]
+fn attachments_too_many_and_too_short_to_be_cut_are_left_out_from_the_oldest() {
+    let site = Site::open();
+    thinks(&site, " I see.\nFinal Answer: They are many.");
+    let item = |i: u32| json!({"category": "file", "id": format!("f{i}.rb"), "content": format!("puts {i} # {}", "note ".repeat(20))});
+    let mut body = hello();
+    body["messages"][0]["content"] = json!("What do they print?");
+    body["messages"][0]["additional_context"] = (0..600).map(item).collect();
+    body["unavailable_resources"] = (0..900).map(|i| json!(format!("Kind {i}"))).collect();
+    let reply = site.post_with("/v2/chat/agent", &GITLAB_18, &body);
+    assert_eq!(text(&reply), "They are many.", "{}", reply.body);
+    let given = site.given();
+    for stays in ["What do they print?", "puts 599 #", "Kind 49"] {
+        assert!(given.contains(stays), "{stays} was lost: {given}");
+    }
+    for goes in ["puts 0 #", "Kind 50"] {
+        assert!(!given.contains(goes), "{goes}");
+    }
 }
 
 #[test]
@@ -462,9 +487,9 @@ fn the_agent_s_prompt_reads_as_it_was_reviewed() {
             "all",
             json!({
                 "question": "What is it?",
-                "page": {"type": "issue", "title": "The \"title\"", "content": "as older GitLab sends it"},
+                "page": {"type": "issue", "title": "The user's \"<title>\"", "content": "as older GitLab sends it"},
                 "file": {"path": "a.rb", "content": "puts 1", "selected": true},
-                "additional": [{"category": "file", "id": "b.rb", "content": "puts 2"}],
+                "additional": [{"category": "file", "id": "b's <b>.rb", "content": "puts 2"}],
             }),
         ),
         (

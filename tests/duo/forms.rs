@@ -90,6 +90,7 @@ pub fn fix(text: &str) -> Fix {
 fn parses(form: Form, text: &str) {
     match form {
         Form::Reader => drop(reader(text)),
+        Form::Commit => assert!(reader(text)["ResourceIdentifier"].is_string(), "{text}"),
         Form::Review => {
             for comment in review(text) {
                 assert!(!comment.body.trim().is_empty() && !comment.place.0.is_empty());
@@ -206,7 +207,7 @@ fn rambles(folder: &str, times: u64) {
         }
         let many = form == Form::Review && times > 20;
         assert!(!many || (comments > 5 && suggestions > 0), "{comments} comments, {suggestions} suggestions");
-        // A file has no length: by chance alone its end is rarely found.
+        // A file has no length: by chance alone its end is rarely found. What it may hold is tested below.
         let found = ended > 0 || form == Form::Fix;
         assert!(found, "{folder}: no answer of the form {form:?} came to its end");
     }
@@ -232,6 +233,92 @@ fn forms_hold_with_every_kind_of_vocabulary() {
     }
 }
 
+/// Whether an answer may be said as it is, token by token, and may end there; else what stands before the first token that
+/// may not be said.
+fn allowed(text: &Arc<Text>, form: Form, answer: &str) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut mask = runtime.block_on(text.grammar(form.grammar())).unwrap();
+    let tokens = text.tokenizer.encode(answer).unwrap();
+    let may = |mask: &mut dyn Mask, token: u32| {
+        let mut allowed = vec![0; text.tokenizer.vocab().div_ceil(32) as usize];
+        mask.fill(&mut allowed).unwrap();
+        allowed[token as usize / 32] >> (token % 32) & 1 == 1
+    };
+    for (i, token) in tokens.iter().enumerate() {
+        if !may(&mut *mask, *token) {
+            return Err(text.tokenizer.decode(&tokens[..i], true));
+        }
+        mask.accept(*token).unwrap();
+    }
+    match may(&mut *mask, text.ends[0]) {
+        true => Ok(()),
+        false => Err(answer.to_owned()),
+    }
+}
+
+fn fixed(code: &str) -> String {
+    format!(
+        "<analysis>\nThe name `Option<T>` is put into the page as it is.\nIt must be escaped.\n</analysis>\n\
+         <is_false_positive>\nfalse\n</is_false_positive>\n<summary>\nEscape the name.\n</summary>\n\
+         <fixed_code>\n{code}\n</fixed_code>"
+    )
+}
+
+const SHARP: &str = "using System;\r\n\r\n/// <summary>\r\n/// Says hello; see <analysis> and <see cref=\"List{T}\"/>.\r\n\
+    /// </summary>\r\npublic class Hello<T> where T : IComparable<T>\r\n{\r\n\tprivate readonly T[] a = new T[3];\r\n}";
+const PAGE: &str = "<!DOCTYPE html>\n<html>\n  <body>\n    <details><summary>More</summary>\n      <p>a &lt; b</p>\n\
+    \x20   </details>\n    <review></review>\n  </body>\n</html>";
+const REVIEW: &str = "<review>\n<comment file=\"src/app/main.rs\" old_line=\"\" new_line=\"12\">\n\
+    `Option<tokio::Runtime>` is never empty here, and <commentId> and <summary> are no tags.\n\
+    <details> would be better: vec![1, 2] < vec![3].\n<from>\n    let x: Option<tokio::Runtime> = None;\n\
+    \x20   <commentId>\n</from>\n<to>\n    let x = reviewers::<Review>();\n\n    <summary>x</summary>\n</to>\n\
+    </comment>\n<comment file=\"a b.rb\" old_line=\"3\" new_line=\"\">\nWhy is it gone?\n\nIt was needed.\n</comment>\n</review>";
+
+#[test]
+fn what_a_form_is_for_may_be_said() {
+    let long = format!("const DATA = \"{}\";", "QmFzZTY0".repeat(2000));
+    let block = |kind: &str, id: &str| {
+        format!("```json\n{{\"ResourceIdentifierType\": \"{kind}\", \"ResourceIdentifier\": {id}}}\n```")
+    };
+    let answers = [
+        (Form::Reader, block("iid", "410")),
+        (Form::Reader, block("url", "\"https://gitlab.example.com/a/b/-/issues/4?x=1#note_2\"")),
+        (Form::Reader, block("reference", "\"group/project#12\"")),
+        (Form::Reader, block("reference", "\"&12\"")),
+        (Form::Reader, block("current", "\"current\"")),
+        (Form::Commit, block("iid", "\"6104942438\"")),
+        (Form::Commit, block("reference", "\"group/project@6104942\"")),
+        (Form::Review, REVIEW.to_owned()),
+        (Form::Review, "<review>\n</review>".to_owned()),
+        (Form::Fix, fixed(SHARP)),
+        (Form::Fix, fixed(PAGE)),
+        (Form::Fix, fixed(&long)),
+        (Form::Fix, fixed("x = 1").replace("\nfalse\n", "\ntrue\n").replace("x = 1\n", "")),
+        (
+            Form::Categories,
+            "{\"detailed_category\": \"Explain code\", \"category\": \"Write, improve, or explain code\", \"labels\": \
+             [\"contains_code\", \"is_question\"], \"language\": \"en\"}"
+                .to_owned(),
+        ),
+        (Form::Features, "[\"ci/pipelines\", \"merge_trains\"]".to_owned()),
+        (Form::Features, "[]".to_owned()),
+        (Form::Intent, "write_actions".to_owned()),
+    ];
+    for name in ["models/ember", "tests/golden/tokenizers/llama-3", "tests/golden/tokenizers/qwen2.5-coder"] {
+        let text = load(name);
+        for (form, answer) in &answers {
+            parses(*form, answer);
+            if let Err(before) = allowed(&text, *form, answer) {
+                panic!("{name}: {form:?} does not allow what follows {before:?}");
+            }
+        }
+    }
+    let text = load("models/ember");
+    assert!(allowed(&text, Form::Commit, &block("iid", "6104942438")).is_err(), "a hash is no number");
+    assert!(allowed(&text, Form::Fix, &fixed("a </fixed_code> b")).is_err());
+    assert!(allowed(&text, Form::Review, &REVIEW.replace("<details>", "</comment>")).is_err());
+}
+
 #[test]
 fn a_grammar_that_cannot_be_used_says_why() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -239,14 +326,23 @@ fn a_grammar_that_cannot_be_used_says_why() {
     let refused = |source: &str| runtime.block_on(text.grammar(source.into())).err().unwrap();
     assert!(matches!(refused("start: nowhere"), GrammarError::Grammar(_)));
     assert_eq!(refused(&" ".repeat(70_000)), GrammarError::TooLong(70_000));
-    // A lexer of more work than a step may have fails its own request, and the next one begins anew.
+    // A lexer of more work than a step may have fails its own request and says why, and the next one begins anew.
     let hard = r#"start: TEXT
 TEXT: /[a-z \n]{0,4000}/ & ~/(?s:.*)(ab|cd|ef).{5,50}(gh|ij)(?s:.*)/"#;
+    let token = text.tokenizer.encode("a").unwrap()[0];
     for _ in 0..2 {
-        let Ok(mut mask) = runtime.block_on(text.grammar(hard.into())) else { return };
-        let mut allowed = vec![u32::MAX; text.tokenizer.vocab().div_ceil(32) as usize];
-        if let Err(error) = mask.fill(&mut allowed) {
-            assert!(!error.is_empty() && error.len() < 300, "{error}");
-        }
+        let error = match runtime.block_on(text.grammar(hard.into())) {
+            Err(error) => error.to_string(),
+            Ok(mut mask) => {
+                let mut allowed = vec![0; text.tokenizer.vocab().div_ceil(32) as usize];
+                let mut step = || mask.fill(&mut allowed).and_then(|()| mask.accept(token));
+                (0..5000)
+                    .find_map(|_| step().err())
+                    .expect("4000 characters at most, and little work for each")
+            }
+        };
+        assert!(!error.is_empty() && error.len() < 300, "{error}");
     }
+    let mut mask = runtime.block_on(text.grammar(Form::Intent.grammar())).unwrap();
+    mask.fill(&mut vec![0; text.tokenizer.vocab().div_ceil(32) as usize]).unwrap();
 }

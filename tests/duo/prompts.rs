@@ -188,10 +188,44 @@ fn a_prompt_that_must_have_a_form_gets_it_from_any_model() {
 fn inputs_that_are_longer_than_the_model_s_context_are_cut_and_not_refused() {
     let site = Site::open();
     site.answers("Done.");
-    let log = "error: something went wrong in line 17 of the file\n".repeat(2000);
-    let body = json!({"inputs": {"selected_text": log, "language_info": ""}});
+    let log = "error: something went wrong in line 17 of the file\n".repeat(2000) + "Killed: no memory left";
+    // What no template shows takes no room from what one does.
+    let inputs =
+        json!({"selected_text": log, "language_info": "It is Ruby.", "unheard_of": "x ".repeat(200_000)});
+    let body = json!({"inputs": inputs});
     let reply = site.post("/v1/prompts/chat/troubleshoot_job", &body);
     assert_eq!((reply.status, reply.body.as_str()), (200, r#""Done.""#));
+    let given = site.given();
+    for stays in ["It is Ruby.", "[... cut ...]", "Killed: no memory left"] {
+        assert!(given.contains(stays), "{stays} was lost: {given}");
+    }
+    assert!(given.len() > 10_000, "only {} bytes of the log are left", given.len());
+}
+
+#[test]
+fn a_file_that_is_to_be_replaced_is_never_cut() {
+    let site = Site::open();
+    let line = "def method_with_a_name(argument) = puts argument\n";
+    let fixed = "<analysis>\nIt is unsafe.\n</analysis>\n<is_false_positive>\nfalse\n</is_false_positive>\n<summary>\n\
+        Make it safe.\n</summary>\n<fixed_code>\nputs 1\n</fixed_code>";
+    site.answers(fixed);
+    let ask = |lines: usize, described: &str| {
+        let source = line.repeat(lines) + "the_end";
+        let inputs = json!({"source_code": source, "vulnerability_description": described});
+        site.post("/v1/prompts/resolve_vulnerability", &json!({"inputs": inputs}))
+    };
+    // What is said about it gives instead.
+    let reply = ask(40, &"It is said that it is unsafe. ".repeat(3000));
+    assert_eq!((reply.status, reply.json()), (200, json!(fixed)), "{}", reply.body);
+    let given = site.given();
+    assert!(given.contains(&(line.repeat(40) + "the_end")), "{given}");
+    assert!(given.contains("[... cut ...]"));
+    let steps = site.controls.steps();
+    for lines in [300, 20_000] {
+        let reply = ask(lines, "It is unsafe.");
+        assert_eq!((reply.status, detail(&reply).as_str()), (421, "400: Bad Request"), "{lines}");
+    }
+    assert_eq!(site.controls.steps(), steps, "no model was asked");
 }
 
 #[test]
@@ -252,7 +286,8 @@ fn a_prompt_opens_for_its_scope_and_for_no_other() {
         for scope in &prompt.scopes {
             let status = call(&[scope]).status;
             // Half a repaired file is a failure of the model; the scope was good.
-            assert!(matches!(status, 200 | 421), "{} with {scope}: {status}", prompt.id);
+            let good = if prompt.id == "resolve_vulnerability" { 421 } else { 200 };
+            assert_eq!(status, good, "{} with {scope}", prompt.id);
         }
     }
 }
@@ -389,11 +424,10 @@ fn the_whole_catalogue_of_the_contract_is_there() {
             let known = prompt.required.iter().chain(&prompt.optional).any(|name| name == input);
             assert!(known, "{id} does not know {input}");
         }
-        // What the model is told holds every input but the date.
+        // What the model is told holds every input that its file names.
         let all = shown(prompt, &sample(prompt));
-        for input in inputs.iter().filter(|name| sample(prompt)[**name].is_string()) {
-            let value = sample(prompt)[*input].as_str().unwrap().to_owned();
-            assert!(*input == "current_date" || all.contains(&value), "{id} does not say {input}");
+        for (input, value) in sample(prompt) {
+            assert!(value.as_str().is_none_or(|value| all.contains(value)), "{id} does not say {input}");
         }
     }
 }

@@ -43,6 +43,8 @@ struct Script {
     answer: Vec<u32>,
     /// Tokens of the answer that the gateway itself has begun.
     begun: usize,
+    /// What a model was given last, and what it said so far.
+    given: Vec<u32>,
 }
 
 pub struct Site {
@@ -70,7 +72,8 @@ fn model(name: &str, files: &Path, vocab: u32, script: Arc<Mutex<Script>>) -> (S
     let header = text.tokenizer.encode("assistant\n").unwrap().len();
     // The answer begins after the gap's marker, or after the header of the assistant's turn and what is begun.
     let says = move |tokens: &[u32]| {
-        let script = script.lock().unwrap();
+        let mut script = script.lock().unwrap();
+        script.given = tokens.to_vec();
         let after = tokens.iter().rposition(|t| Some(*t) == middle || Some(*t) == turn);
         let skip = match after {
             Some(i) if Some(tokens[i]) == turn => i + 1 + header + script.begun,
@@ -221,8 +224,14 @@ impl Site {
     /// The same, where the gateway begins the assistant's message itself.
     pub fn answers_after(&self, begun: &str, answer: &str) -> &Self {
         let tokens = |text: &str| self.text.tokenizer.encode(text).unwrap();
-        *self.script.lock().unwrap() = Script { answer: tokens(answer), begun: tokens(begun).len() };
+        let (answer, begun) = (tokens(answer), tokens(begun).len());
+        *self.script.lock().unwrap() = Script { answer, begun, given: Vec::new() };
         self
+    }
+
+    /// The whole prompt that `ember` was given last, and what it said.
+    pub fn given(&self) -> String {
+        self.text.tokenizer.decode(&self.script.lock().unwrap().given, true)
     }
 
     pub fn open_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Line {

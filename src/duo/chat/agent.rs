@@ -19,6 +19,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
 
 use super::react::{React, Step};
 use super::{asked, tools, turns};
@@ -32,12 +33,11 @@ use crate::duo::prompts::usage;
 use crate::duo::stream::{self, NDJSON, ascii};
 use crate::served::Model;
 use crate::served::ask::{Answer, Ask, End, Failure, Piece, Usage};
-use crate::served::family::Family;
 use crate::server::RequestId;
 
 /// Since then GitLab reads why an answer ended, and the usage; before, it takes an unknown event for an error.
 const REASONS: Version = Version::new(19, 0, 0);
-/// After this long without a word an empty line says that the work goes on; GitLab looks for objects only.
+/// After this long without a line an empty one says that the work goes on; GitLab looks for objects only.
 const SILENCE: Duration = Duration::from_secs(20);
 
 pub async fn post(
@@ -46,6 +46,7 @@ pub async fn post(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, DuoError> {
+    let last = Instant::now() + gateway.patience;
     let gitlab = Version::gitlab(request.headers());
     let body = body::read(request).await?;
     let read = turns::read(&body, &caller)?;
@@ -53,17 +54,23 @@ pub async fn post(
     let tools = tools::available(&caller, gitlab);
     let begun = match read {
         Err(refusal) => Err(Event::error(refusal, false)),
-        Ok(conversation) => begin(&gateway, &body, conversation, &tools, id).await.map_err(|f| failed(&f)),
+        Ok(conversation) => {
+            let begun = timeout_at(last, begin(&gateway, &body, conversation, &tools, id, last)).await;
+            let late = |_| Err(Failure::Late("the conversation could not be read in time".to_owned()));
+            begun.unwrap_or_else(late).map_err(|f| failed(&f))
+        }
     };
     let talk = match begun {
         Err(event) => return Ok(stream::response(NDJSON, futures::stream::iter([Ok(event.line())]))),
         Ok((model, answer)) => Talk {
-            react: React::new(model.family() == Family::Qwen),
+            react: React::new(model.family()),
             model: model.name().to_owned(),
             answer: Some(answer),
             tools: tools.iter().map(|tool| tool.name).collect(),
             reasons: gitlab >= REASONS,
             held: None,
+            silence: SILENCE,
+            silent: Instant::now() + SILENCE,
         },
     };
     let lines = futures::stream::unfold(talk, |mut talk| async move {
@@ -78,13 +85,14 @@ pub async fn post(
     Ok(stream::response(NDJSON, futures::stream::iter([Ok(all.into())])))
 }
 
-/// Asks the model.
+/// Asks the model. What would begin after `last` is refused: GitLab would be gone.
 async fn begin(
     gateway: &Gateway,
     body: &body::Object,
     conversation: turns::Conversation,
     tools: &[&tools::Tool],
     id: RequestId,
+    last: Instant,
 ) -> Result<(Model, Answer), Failure> {
     let model = gateway.choose(body, Feature::Chat)?;
     let names: Vec<&str> = tools.iter().map(|tool| tool.name).collect();
@@ -97,6 +105,7 @@ async fn begin(
     );
     let rendered = asked::rendered(&model, conversation, tools).await;
     let ask: Ask = rendered.map_err(|e| Failure::Unable(e.to_string()))?.ask(id.0);
+    let ask = Ask { begin: Some(last - Instant::now()), ..ask };
     let answer = gateway.ask(&model, ask).await?;
     Ok((model, answer))
 }
@@ -138,14 +147,25 @@ struct Talk {
     /// Whether the last piece says why it is the last. Then a piece waits until the next one is there.
     reasons: bool,
     held: Option<String>,
+    silence: Duration,
+    /// When an empty line is due.
+    silent: Instant,
 }
 
 impl Talk {
     /// The next lines.
     async fn next(&mut self) -> Option<Bytes> {
+        // The end of an answer that was said in full has no line of its own.
+        let lines = self.lines().await.filter(|lines| !lines.is_empty());
+        self.silent = Instant::now() + self.silence;
+        lines
+    }
+
+    /// The next lines, or an empty one when they take long: a model may think for minutes before its first word counts.
+    async fn lines(&mut self) -> Option<Bytes> {
         loop {
             let answer = self.answer.as_mut()?;
-            let piece = match tokio::time::timeout(SILENCE, answer.next()).await {
+            let piece = match timeout_at(self.silent, answer.next()).await {
                 Err(_) => return Some(Bytes::from_static(b"\n")),
                 Ok(piece) => piece,
             };
@@ -213,5 +233,44 @@ impl Talk {
             Step::Unknown(text) if !text.is_empty() => Event { kind: "unknown", data: json!({"text": text}) },
             _ => Event::error("the model gave an empty answer", true),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An answer that takes so long for each of its words.
+    fn slow(words: &'static [&'static str], each: Duration) -> Answer {
+        let end = Piece::End { end: End::Stop, usage: Usage::default() };
+        let pieces = words.iter().map(|word| Piece::Text((*word).to_owned())).chain([end]);
+        let pieces = futures::stream::iter(pieces);
+        Answer::new(futures::StreamExt::then(pieces, move |piece| async move {
+            tokio::time::sleep(each).await;
+            Ok(piece)
+        }))
+    }
+
+    #[tokio::test]
+    async fn a_long_thought_is_bridged_with_empty_lines_although_the_model_writes_all_the_time() {
+        let silence = Duration::from_millis(20);
+        let words = &[" Hm.", " Let", " me", " see.", " I", " know", " it.\n", "Final Answer:", " Yes."];
+        let mut talk = Talk {
+            model: "ember".to_owned(),
+            react: React::default(),
+            answer: Some(slow(words, silence / 2)),
+            tools: Vec::new(),
+            reasons: false,
+            held: None,
+            silence,
+            silent: Instant::now() + silence,
+        };
+        let mut lines = Vec::new();
+        while let Some(line) = talk.next().await {
+            lines.push(String::from_utf8(line.to_vec()).unwrap());
+        }
+        let (said, empty): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| line != "\n");
+        assert!(empty.len() > 1, "{empty:?}");
+        assert_eq!(said, ["{\"type\":\"final_answer_delta\",\"data\":{\"text\":\"Yes.\"}}\n"]);
     }
 }

@@ -10,6 +10,7 @@ use super::tools::Tool;
 use super::turns::{Conversation, Turn};
 use crate::duo::fit;
 use crate::duo::prompts::{Prompt, PromptError, Rendered, find};
+use crate::duo::thought;
 use crate::served::Model;
 use crate::served::ask::Message;
 use crate::text::date;
@@ -23,41 +24,34 @@ pub async fn rendered(
     let prompt =
         find("chat/react", model.family()).expect("bug: the agent's prompt is part of the catalogue");
     let system = prompt.part("system", &system(&conversation, tools))?;
-    let room = fit::room(model.context(), prompt.max_tokens);
+    let thought = if model.family().thinks() { thought::TOKENS } else { 0 };
+    let max_tokens = prompt.max_tokens + thought;
+    let room = fit::room(model.context(), max_tokens);
     let mut history = texts(prompt, &conversation.turns)?;
     let mut question = history.pop().expect("bug: a conversation without a question");
     let mut begun = begun(prompt, &conversation)?;
-    let stays = system.len() + question.content.len() + begun.len();
-    let bytes = stays + history.iter().map(|m| m.content.len()).sum::<usize>();
-    // No text has more tokens than bytes.
-    if bytes > room as usize {
-        let all = history.iter().map(|m| m.content.as_str());
-        let all = all.chain([system.as_str(), &question.content, &begun]);
-        if fit::excess(model, all, room).await.is_some() {
-            tracing::info!(
-                model = model.name(),
-                room,
-                turns = history.len(),
-                "conversation cut to the model's context"
-            );
-            let last = conversation.turns.len() - 1;
-            conversation.turns[..last].iter_mut().for_each(forget);
-            let share = if last == 0 { room } else { room / 4 * 3 };
-            for _ in 0..fit::TRIES {
-                let now = [system.as_str(), &question.content, &begun].into_iter();
-                let Some(excess) = fit::excess(model, now, share).await else { break };
-                let mut strings = Vec::new();
-                conversation.turns[last].inputs.values_mut().for_each(|v| fit::strings(v, &mut strings));
-                conversation.steps.iter_mut().for_each(|v| fit::strings(v, &mut strings));
-                if !fit::cut(strings, excess) {
-                    break;
-                }
-                question = text(prompt, &conversation.turns[last])?;
-                begun = self::begun(prompt, &conversation)?;
+    let mut counter = fit::Counter::new(model);
+    let all: Vec<&str> = history.iter().map(|m| m.content.as_str()).collect();
+    let all = [&all[..], &[&system, &question.content, &begun]].concat();
+    if counter.excess(&all, room).await.is_some() {
+        tracing::info!(
+            model = model.name(),
+            room,
+            turns = history.len(),
+            "conversation cut to the model's context"
+        );
+        let last = conversation.turns.len() - 1;
+        conversation.turns[..last].iter_mut().for_each(forget);
+        let share = if last == 0 { room } else { room / 4 * 3 };
+        while let Some(excess) = counter.excess(&[&system, &question.content, &begun], share).await {
+            if !shorten(&mut conversation, excess) {
+                break;
             }
-            history = texts(prompt, &conversation.turns[..last])?;
-            newest(model, &mut history, [&system, &question.content, &begun], room).await;
+            question = text(prompt, &conversation.turns[last])?;
+            begun = self::begun(prompt, &conversation)?;
         }
+        history = texts(prompt, &conversation.turns[..last])?;
+        newest(&mut counter, &mut history, [&system, &question.content, &begun], room).await;
     }
     let mut messages = vec![Message { role: "system".to_owned(), content: system }];
     messages.extend(history);
@@ -65,7 +59,7 @@ pub async fn rendered(
     Ok(Rendered {
         messages: alternating(messages),
         begun,
-        max_tokens: prompt.max_tokens,
+        max_tokens,
         temperature: prompt.temperature,
         stops: prompt.stops.clone(),
         form: None,
@@ -104,15 +98,31 @@ fn forget(turn: &mut Turn) {
     }
 }
 
+/// Takes so many bytes out of the longest contents of this turn, and where all are short the oldest of what the user
+/// attached; whether anything could be taken.
+fn shorten(conversation: &mut Conversation, excess: usize) -> bool {
+    let turn = conversation.turns.last_mut().expect("bug: a conversation without a question");
+    let mut strings = Vec::new();
+    turn.inputs.values_mut().for_each(|value| fit::strings(value, &mut strings));
+    conversation.steps.iter_mut().for_each(|value| fit::strings(value, &mut strings));
+    if fit::cut(strings, excess) {
+        return true;
+    }
+    let Some(items) = turn.inputs.get_mut("additional").and_then(Value::as_array_mut) else { return false };
+    let any = !items.is_empty();
+    items.drain(..items.len().div_ceil(4));
+    any
+}
+
 /// The newest turns that fit beside what stays.
-async fn newest(model: &Model, history: &mut Vec<Message>, stays: [&str; 3], room: u32) {
+async fn newest(counter: &mut fit::Counter<'_>, history: &mut Vec<Message>, stays: [&str; 3], room: u32) {
     let mut total = 0;
     for text in stays {
-        total += fit::tokens(model, text).await;
+        total += counter.tokens(text).await;
     }
     let mut kept = 0;
     for message in history.iter().rev() {
-        total += fit::tokens(model, &message.content).await;
+        total += counter.tokens(&message.content).await;
         if total > u64::from(room) {
             break;
         }

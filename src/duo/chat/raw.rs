@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde_json::json;
+use tokio::time::{Instant, timeout_at};
 
 use crate::duo::Gateway;
 use crate::duo::body::{self, Object};
@@ -18,7 +19,8 @@ use crate::duo::error::DuoError;
 use crate::duo::fit;
 use crate::duo::identity::Caller;
 use crate::duo::stream::{self, EVENT_STREAM};
-use crate::served::ask::{Ask, Input, Message, Piece};
+use crate::duo::thought;
+use crate::served::ask::{Ask, Failure, Input, Message, Piece};
 use crate::server::RequestId;
 
 /// Names of the route and the scopes of which one opens each.
@@ -56,24 +58,35 @@ pub async fn post(
     name: Result<Path<String>, axum::extract::rejection::PathRejection>,
     request: Request,
 ) -> Result<Response, DuoError> {
+    let last = Instant::now() + gateway.patience;
     let body = body::read(request).await?;
     let mut asked = understand(&body)?;
     let unknown = || DuoError::detail(StatusCode::NOT_FOUND, "Not found");
     let Path(name) = name.map_err(|_| unknown())?;
     let (_, scopes) = NAMES.iter().find(|(known, _)| *known == name).ok_or_else(unknown)?;
     caller.require(scopes, format!("Unauthorized to access {}", scopes[0]))?;
-    let failed = |failure| DuoError::inference(&failure);
+    let failed = |failure: Failure| DuoError::inference(&failure);
     let model = gateway.resolve(&asked.wish, Feature::Chat).map_err(failed)?;
-    fit::messages(&model, &mut asked.messages, asked.max_tokens).await;
+    if model.family().thinks() {
+        asked.max_tokens += thought::TOKENS;
+    }
+    let fitted = timeout_at(last, fit::messages(&model, &mut asked.messages, asked.max_tokens)).await;
+    let late = |_| {
+        failed(Failure::Late("the messages could not be fitted into the model's context in time".to_owned()))
+    };
+    fitted.map_err(late)?;
+    let left = last - Instant::now();
     let input = Input::Chat { messages: asked.messages, begun: String::new() };
     let ask = Ask {
         temperature: asked.temperature,
         top_p: asked.top_p,
         stops: asked.stops,
-        patience: (!asked.stream).then_some(gateway.patience),
+        patience: (!asked.stream).then_some(left),
+        begin: Some(left),
         ..Ask::new(id.0, input, asked.max_tokens)
     };
     let answer = gateway.ask(&model, ask).await.map_err(failed)?;
+    let answer = thought::without(model.family(), answer);
     if asked.stream && gateway.streaming {
         let pieces = answer.filter_map(|piece| {
             std::future::ready(match piece {

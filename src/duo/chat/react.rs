@@ -3,6 +3,9 @@
 //!
 //! A final answer is handed out while it grows, without the blanks around it; everything else is known at the end.
 
+use crate::duo::thought::Thought;
+use crate::served::family::Family;
+
 /// What a step came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -17,17 +20,18 @@ pub enum Step {
 const ANSWER: &str = "Final Answer:";
 const ACTION: &str = "Action:";
 const INPUT: &str = "Action Input:";
-const THINK: &str = "<think>";
-const THOUGHT: &str = "</think>";
-/// An end of a thought without its beginning is looked for in this many characters.
-const ORPHAN: usize = 80;
+/// What only GitLab may write. Where the model goes on with it, the rest is made up.
+const OBSERVATION: &str = "\nObservation:";
+/// Names that models give to no tool at all.
+const NO_TOOL: [&str; 7] = ["direct_answer", "final_answer", "none", "n/a", "no_tool", "no_action", ""];
 
 /// The words so far.
 #[derive(Clone, Debug, Default)]
 pub struct React {
     text: String,
-    /// Whether a thought in tags may still stand in front.
-    hidden: bool,
+    thought: Thought,
+    /// Whether nothing that comes counts any more.
+    ended: bool,
     /// Where the final answer begins.
     answer: Option<usize>,
     /// Up to where it was handed out.
@@ -35,43 +39,39 @@ pub struct React {
 }
 
 impl React {
-    /// `thinks`: the family puts its thoughts between tags, which nobody is to see.
-    pub fn new(thinks: bool) -> Self {
-        Self { hidden: thinks, ..Self::default() }
+    pub fn new(family: Family) -> Self {
+        Self { thought: Thought::of(family), ..Self::default() }
     }
 
     /// Takes the next words; what there is of a final answer that was not handed out before.
     pub fn push(&mut self, piece: &str) -> Option<String> {
+        let piece = self.thought.push(piece);
+        self.take(&piece);
+        self.grown(true)
+    }
+
+    fn take(&mut self, piece: &str) {
+        if self.ended {
+            return;
+        }
+        let from = self.text.floor_char_boundary(self.text.len().saturating_sub(OBSERVATION.len()));
         self.text += piece;
-        if self.hidden && !self.reveal() {
-            return None;
+        if let Some(at) = self.text[from..].find(OBSERVATION) {
+            self.text.truncate(from + at);
+            self.ended = true;
         }
         if self.answer.is_none() {
             self.answer = self.text.find(ANSWER).map(|at| at + ANSWER.len());
         }
-        self.grown()
     }
 
-    /// Takes away a thought in tags; whether it is certain that there is none any more.
-    fn reveal(&mut self) -> bool {
-        let start = self.text.trim_start();
-        let whole = start.starts_with(THINK);
-        let within = match whole {
-            true => start.find(THOUGHT),
-            false => start.find(THOUGHT).filter(|at| start[..*at].chars().count() <= ORPHAN),
-        };
-        if let Some(at) = within {
-            self.text = start[at + THOUGHT.len()..].trim_start().to_owned();
-            self.hidden = false;
-        } else if !whole && start.chars().count() > ORPHAN + THOUGHT.len() {
-            self.hidden = false;
-        }
-        !self.hidden
-    }
-
-    fn grown(&mut self) -> Option<String> {
+    /// `more`: whether words may follow. Then a last line that may become an observation waits.
+    fn grown(&mut self, more: bool) -> Option<String> {
         let answer = self.answer?;
-        let rest = &self.text[answer..];
+        let mut rest = &self.text[answer..];
+        if let Some(line) = rest.rfind('\n').filter(|line| more && OBSERVATION.starts_with(&rest[*line..])) {
+            rest = &rest[..line];
+        }
         let begin = answer + rest.len() - rest.trim_start().len();
         let from = self.sent.max(begin);
         let until = answer + rest.trim_end().len();
@@ -84,8 +84,9 @@ impl React {
 
     /// The end of the words: the last of a final answer, and what the step came to.
     pub fn finish(mut self) -> (Option<String>, Step) {
-        let hidden = std::mem::take(&mut self.hidden);
-        let rest = if hidden { self.push("") } else { None };
+        let held = self.thought.finish();
+        self.take(&held);
+        let rest = self.grown(false);
         if self.sent > 0 {
             return (rest, Step::Answered);
         }
@@ -107,11 +108,16 @@ impl React {
         };
         let tool = snake(tool.split("Action").next().unwrap_or_default());
         let input = input.trim().to_owned();
-        match tool.as_str() {
-            "direct_answer" if !input.is_empty() => Step::Unknown(input),
-            "" | "direct_answer" => Step::Unknown(text.to_owned()),
-            _ => Step::Action { thought: thought.trim().replace("\\_", "_"), tool, input },
+        if !NO_TOOL.contains(&tool.as_str()) {
+            return Step::Action { thought: thought.trim().replace("\\_", "_"), tool, input };
         }
+        // The answer stands where the input would, or else only the thought is there.
+        let thought = thought.trim();
+        Step::Unknown(match NO_TOOL.contains(&snake(&input).as_str()) {
+            false => input,
+            true if thought.is_empty() => text.to_owned(),
+            true => thought.to_owned(),
+        })
     }
 }
 
@@ -136,7 +142,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn run(thinks: bool, pieces: &[&str]) -> (String, Step) {
-        let mut react = React::new(thinks);
+        let mut react = React::new(if thinks { Family::Qwen } else { Family::General });
         let mut said: String = pieces.iter().filter_map(|piece| react.push(piece)).collect();
         let (rest, step) = react.finish();
         said += &rest.unwrap_or_default();
@@ -149,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_final_answer_grows_without_the_blanks_around_it() {
-        let mut react = React::new(false);
+        let mut react = React::new(Family::General);
         assert_eq!(react.push(" I know it.\nAction: DirectAnswer\nFinal An"), None);
         assert_eq!(react.push("swer:  "), None);
         assert_eq!(react.push(" Yes"), Some("Yes".into()));
@@ -188,6 +194,31 @@ mod tests {
     }
 
     #[test]
+    fn no_tool_under_any_name_is_a_direct_answer() {
+        for name in ["None", "N/A", "Final Answer", "no_tool", "No tool", "DirectAnswer", "`none`"] {
+            let text = format!(" It is so.\nAction: {name}\nAction Input: Cats are animals.");
+            assert_eq!(run(false, &[&text]).1, Step::Unknown("Cats are animals.".into()), "{name}");
+            for input in ["", "\nAction Input: None", "\nAction Input: N/A"] {
+                let text = format!(" It is so.\nAction: {name}{input}");
+                assert_eq!(run(false, &[&text]).1, Step::Unknown("It is so.".into()), "{name} {input}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_observation_that_the_model_makes_up_is_not_part_of_its_words() {
+        let look = " Look.\nAction: issue_reader\nAction Input: #1";
+        let made_up = "\nObservation: It is closed.\nThought: Good.\nFinal Answer: It is closed.";
+        assert_eq!(run(false, &[look, made_up]), (String::new(), action("Look.", "issue_reader", "#1")));
+        let pieces = [" Sure.\nFinal Answer: Yes.", "\nObs", "ervation", ": no", "thing"];
+        assert_eq!(run(false, &pieces), ("Yes.".into(), Step::Answered));
+        let pieces = [" Sure.\nFinal Answer: Yes.", "\nObs", "tacles: none"];
+        assert_eq!(run(false, &pieces), ("Yes.\nObstacles: none".into(), Step::Answered));
+        let within = " Sure.\nFinal Answer: An Observation: it rains.\nObserv";
+        assert_eq!(run(false, &[within]).0, "An Observation: it rains.\nObserv");
+    }
+
+    #[test]
     fn a_thought_in_tags_is_not_seen() {
         let answer = " Sure.\nFinal Answer: Yes.";
         assert_eq!(
@@ -203,7 +234,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_cuts_of_the_text_do_not_matter(
-            text in "[a-c \n]{0,20}(Final Answer:[a-c \n]{0,20}|Action: [a-c]{1,4}\nAction Input: [a-c ]{0,8})?",
+            text in "[a-c \n]{0,20}(Final Answer:[a-c \n]{0,20}(\nObservation:[a-c]{0,4})?|Action: [a-c]{1,4}\nAction Input: [a-c ]{0,8})?",
             cuts in prop::collection::vec(0usize..9, 0..20),
             thinks: bool,
         ) {

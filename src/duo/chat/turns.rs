@@ -45,6 +45,9 @@ const CATEGORIES: [(&str, Option<&str>); 11] = [
 /// Messages of a conversation at most; GitLab sends some dozens.
 const MESSAGES: usize = 1000;
 const ITEMS: usize = 1000;
+/// Names of what cannot be looked up, and their bytes, as they stand in the prompt; GitLab sends some five.
+const UNAVAILABLE: usize = 50;
+const NAME: usize = 64;
 /// Texts are bounded by the body.
 const ANY: usize = usize::MAX;
 
@@ -82,8 +85,9 @@ pub fn read(body: &Object, caller: &Caller) -> Result<Read, DuoError> {
             _ => return Err(message.wrong("role", "must be user, assistant or system")),
         }
     }
-    let unavailable = body.list("unavailable_resources", ITEMS)?;
-    let unavailable = unavailable.unwrap_or_default().iter().filter_map(Value::as_str).map(str::to_owned);
+    let unavailable = body.list("unavailable_resources", ITEMS)?.unwrap_or_default();
+    let unavailable = unavailable.iter().filter_map(Value::as_str);
+    let unavailable = unavailable.filter(|name| name.len() <= NAME).take(UNAVAILABLE).map(str::to_owned);
     let conversation = Conversation { unavailable: unavailable.collect(), turns, steps };
     Ok(match conversation.turns.last() {
         _ if unsupported => Err("Unsupported message"),

@@ -12,6 +12,8 @@ use crate::served::ask::{End, Failure};
 pub enum Form {
     /// Which issue, epic, job … a question is about.
     Reader,
+    /// Which commit: the same, but a hash is never a number.
+    Commit,
     /// Comments on the lines of a merge request.
     Review,
     /// A file without its vulnerability.
@@ -27,13 +29,14 @@ pub enum Form {
 use Form::*;
 
 impl Form {
-    pub const ALL: [Self; 6] = [Reader, Review, Fix, Categories, Features, Intent];
+    pub const ALL: [Self; 7] = [Reader, Commit, Review, Fix, Categories, Features, Intent];
 
     /// The grammar, as llguidance reads it.
     pub fn grammar(self) -> Arc<str> {
-        static TEXTS: LazyLock<[Arc<str>; 6]> = LazyLock::new(|| {
+        static TEXTS: LazyLock<[Arc<str>; 7]> = LazyLock::new(|| {
             [
                 include_str!("forms/reader.lark").into(),
+                include_str!("forms/commit.lark").into(),
                 include_str!("forms/review.lark").into(),
                 include_str!("forms/fix.lark").into(),
                 include_str!("forms/categories.lark").into(),

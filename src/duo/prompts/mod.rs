@@ -2,7 +2,8 @@
 //! it, what the model is told, and in which form it must answer.
 //!
 //! A prompt is a folder of data files: `base.toml` is complete, and a file named after a family says only what differs
-//! for that family; one that is `like` another family's says what differs from that one. The texts are templates; what GitLab sends is only ever a value in them.
+//! for that family; one that is `like` another family's says what differs from that one. The texts are
+//! templates; what GitLab sends is only ever a value in them.
 
 mod files;
 pub mod form;
@@ -34,6 +35,7 @@ struct File {
     routed: Option<bool>,
     required: Option<Vec<String>>,
     optional: Option<Vec<String>>,
+    whole: Option<Vec<String>>,
     max_tokens: Option<u32>,
     temperature: Option<f32>,
     stops: Option<Vec<String>>,
@@ -60,6 +62,7 @@ impl File {
             routed: self.routed.or(other.routed),
             required: self.required.or(other.required),
             optional: self.optional.or(other.optional),
+            whole: self.whole.or(other.whole),
             max_tokens: self.max_tokens.or(other.max_tokens),
             temperature: self.temperature.or(other.temperature),
             stops: self.stops.or(other.stops),
@@ -83,6 +86,8 @@ pub struct Prompt {
     pub routed: bool,
     pub required: Vec<String>,
     pub optional: Vec<String>,
+    /// Inputs that are given as they are or not at all, because the answer is to stand in their place.
+    pub whole: Vec<String>,
     pub max_tokens: u32,
     pub temperature: f32,
     pub stops: Vec<String>,
@@ -150,6 +155,11 @@ pub fn render(id: &str, family: Family, inputs: &Map<String, Value>) -> Result<R
 }
 
 impl Prompt {
+    /// Whether a template may show that input.
+    pub fn takes(&self, name: &str) -> bool {
+        self.required.iter().chain(&self.optional).any(|known| known == name)
+    }
+
     /// All its messages; the assistant's last one is begun.
     pub fn render(&self, inputs: &Map<String, Value>) -> Result<Rendered, PromptError> {
         if let Some(name) = self.required.iter().find(|name| !inputs.contains_key(name.as_str())) {
@@ -217,6 +227,8 @@ impl Catalogue {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         templates.set_syntax(syntax.expect("bug: the usual delimiters"));
         templates.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        // The engine's own is made for pages and writes quotes and angle brackets as numbers.
+        templates.add_filter("tojson", |text: String| Value::String(text).to_string());
         let mut catalogue = Self { prompts: BTreeMap::new(), templates };
         let parse = |path: &str, text: &str| -> File {
             toml::from_str(text).unwrap_or_else(|e| panic!("bug: the prompt {path}: {e}"))
@@ -259,6 +271,7 @@ impl Catalogue {
             routed: file.routed.unwrap_or(true),
             required: file.required.unwrap_or_default(),
             optional: file.optional.unwrap_or_default(),
+            whole: file.whole.unwrap_or_default(),
             max_tokens: file.max_tokens.unwrap_or(4096),
             temperature: file.temperature.unwrap_or(0.0),
             stops: file.stops.unwrap_or_default(),

@@ -19,6 +19,7 @@ use axum::routing::post;
 use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Map, Value, json};
+use tokio::time::{Instant, timeout_at};
 
 use super::{Prompt, PromptError, find};
 use crate::duo::Gateway;
@@ -29,6 +30,7 @@ use crate::duo::error::DuoError;
 use crate::duo::fit;
 use crate::duo::identity::Caller;
 use crate::duo::stream::{self, EVENT_STREAM, ascii};
+use crate::duo::thought;
 use crate::served::Model;
 use crate::served::ask::{Answer, Ask, Failure, Piece, Usage, Whole};
 use crate::server::RequestId;
@@ -68,7 +70,7 @@ async fn v2(
 struct Asked {
     prompt: &'static Prompt,
     model: Model,
-    ask: Ask,
+    inputs: Map<String, Value>,
     stream: bool,
 }
 
@@ -81,35 +83,35 @@ async fn answer(
     shape: Shape,
 ) -> Result<Response, DuoError> {
     let Path(name) = name.map_err(|_| DuoError::not_found())?;
-    let headers = request.headers().clone();
+    let begin = Instant::now();
+    let gitlab = Version::gitlab(request.headers());
     let body = body::read(request).await?;
-    let asked = understand(gateway, caller, id, name.trim_end_matches('/'), &body).await?;
-    let Asked { prompt, model, mut ask, stream } = asked;
-    let family = model.family().name();
+    let asked = understand(gateway, caller, name.trim_end_matches('/'), &body)?;
+    let Asked { prompt, model, inputs, stream } = asked;
+    let patience = patience(gateway, prompt, gitlab);
+    // A moment before GitLab gives up, so that it reads an answer.
+    let last = begin + patience.mul_f32(0.95);
+    let late = || {
+        let text = format!("no answer within {} s, for which GitLab waits", patience.as_secs());
+        DuoError::model(&Failure::Late(text))
+    };
+    let fitted = timeout_at(last, fitted(prompt, &model, inputs, id)).await;
+    let mut ask = fitted.unwrap_or_else(|_| Err(late()))?;
+    ask.begin = Some(last - Instant::now());
     if stream && gateway.streaming && prompt.form.is_none() {
         let answer = gateway.ask(&model, ask).await.map_err(|failure| DuoError::model(&failure))?;
-        return Ok(shape.stream(answer, model.name().to_owned()));
+        return Ok(shape.stream(thought::without(model.family(), answer), model.name().to_owned()));
     }
-    let patience = patience(gateway, prompt, Version::gitlab(&headers));
-    ask.patience = Some(patience);
-    // A moment before GitLab gives up, so that it reads an answer.
-    let whole = tokio::time::timeout(patience.mul_f32(0.95), whole(gateway, prompt, &model, ask)).await;
-    let late =
-        |_| Err(Failure::Late(format!("no answer within {} s, for which GitLab waits", patience.as_secs())));
-    let whole = whole.unwrap_or_else(late).map_err(|failure| DuoError::model(&failure))?;
+    ask.patience = Some(patience.saturating_sub(begin.elapsed()));
+    let whole = timeout_at(last, whole(gateway, prompt, &model, ask)).await.map_err(|_| late())?;
+    let whole = whole.map_err(|failure| DuoError::model(&failure))?;
     Ok(match stream {
         true => shape.one_piece(whole, model.name()),
-        false => shape.whole(whole, family),
+        false => shape.whole(whole, model.family().name()),
     })
 }
 
-async fn understand(
-    gateway: &Gateway,
-    caller: &Caller,
-    id: RequestId,
-    name: &str,
-    body: &Object,
-) -> Result<Asked, DuoError> {
+fn understand(gateway: &Gateway, caller: &Caller, name: &str, body: &Object) -> Result<Asked, DuoError> {
     let mut inputs = body.required_object("inputs")?.fields().clone();
     let stream = body.bool("stream")?.unwrap_or(false);
     let version = body.string("prompt_version", usize::MAX)?;
@@ -128,9 +130,13 @@ async fn understand(
         tracing::debug!(prompt = prompt.id, has = %prompt.version, asked = version, "other prompt version");
     }
     inputs.entry("current_date").or_insert_with(|| today().into());
-    let ask = fitted(prompt, &model, inputs, id).await?;
-    Ok(Asked { prompt, model, ask, stream })
+    // What no template shows is neither counted nor cut.
+    inputs.retain(|name, _| prompt.takes(name));
+    Ok(Asked { prompt, model, inputs, stream })
 }
+
+/// Tokens of an answer around an input that it gives back.
+const BESIDE: u64 = 600;
 
 /// The prompt for this model, its longest inputs cut where they do not fit into the model's context.
 async fn fitted(
@@ -140,23 +146,58 @@ async fn fitted(
     id: RequestId,
 ) -> Result<Ask, DuoError> {
     let mut rendered = prompt.render(&inputs).map_err(refused)?;
-    let room = fit::room(model.context(), rendered.max_tokens);
-    for _ in 0..fit::TRIES {
-        let text: usize = rendered.messages.iter().map(|m| m.content.len()).sum();
-        if text <= room as usize {
-            break;
-        }
-        let texts = rendered.messages.iter().map(|m| m.content.as_str());
-        let Some(excess) = fit::excess(model, texts, room).await else { break };
+    // The test of a connection takes what comes.
+    if model.family().thinks() && prompt.id != "model_configuration/check" {
+        rendered.max_tokens += thought::TOKENS;
+    }
+    let mut counter = fit::Counter::new(model);
+    let kept = kept(prompt, &mut counter, &mut inputs).await;
+    let answer = if kept > 0 { kept + BESIDE } else { 0 };
+    let context = u64::from(model.context());
+    let room = u64::from(fit::room(model.context(), rendered.max_tokens));
+    // The answer repeats what is kept.
+    let room = room.min(context.saturating_sub(answer + u64::from(fit::AROUND))) as u32;
+    let too_long = || {
+        let text = format!(
+            "{} has {kept} tokens, which stand in the prompt and again in the answer; the model {} holds {context} tokens \
+             and answers of {} tokens at most: assign a model with a larger context to the feature, or use a smaller file",
+            prompt.whole.join(", "),
+            model.name(),
+            prompt.max_tokens
+        );
+        Err(DuoError::model(&Failure::TooLong(text)))
+    };
+    if answer > u64::from(prompt.max_tokens) || kept > u64::from(room) {
+        return too_long();
+    }
+    loop {
+        let texts: Vec<&str> = rendered.messages.iter().map(|m| m.content.as_str()).collect();
+        let Some(excess) = counter.excess(&texts, room).await else { break };
         let mut strings = Vec::new();
-        inputs.values_mut().for_each(|value| fit::strings(value, &mut strings));
+        let cuttable = inputs.iter_mut().filter(|(name, _)| !prompt.whole.contains(name));
+        cuttable.for_each(|(_, value)| fit::strings(value, &mut strings));
         if !fit::cut(strings, excess) {
+            if kept > 0 {
+                return too_long();
+            }
             break;
         }
         tracing::info!(prompt = prompt.id, room, excess, "inputs cut to the model's context");
-        rendered = prompt.render(&inputs).map_err(refused)?;
+        rendered.messages = prompt.render(&inputs).map_err(refused)?.messages;
     }
     Ok(rendered.ask(id.0))
+}
+
+/// Tokens of the inputs that are never cut.
+async fn kept(prompt: &Prompt, counter: &mut fit::Counter<'_>, inputs: &mut Map<String, Value>) -> u64 {
+    let mut strings = Vec::new();
+    let whole = inputs.iter_mut().filter(|(name, _)| prompt.whole.contains(name));
+    whole.for_each(|(_, value)| fit::strings(value, &mut strings));
+    let mut total = 0;
+    for text in strings {
+        total += counter.tokens(text).await;
+    }
+    total
 }
 
 fn refused(error: PromptError) -> DuoError {
@@ -185,7 +226,8 @@ fn patience(gateway: &Gateway, prompt: &Prompt, gitlab: Version) -> Duration {
 }
 
 async fn whole(gateway: &Gateway, prompt: &Prompt, model: &Model, ask: Ask) -> Result<Whole, Failure> {
-    let mut whole = gateway.ask(model, ask).await?.whole().await?;
+    let answer = gateway.ask(model, ask).await?;
+    let mut whole = thought::without(model.family(), answer).whole().await?;
     if let Some(form) = prompt.form {
         whole.text = form.complete(whole.text, &whole.end)?;
     }
