@@ -17,23 +17,12 @@
 // k is a multiple of 8; x, w 16-byte aligned. Plain C++ with warp intrinsics, so that the emulation in tests/emulated
 // runs this file unchanged.
 
-constexpr unsigned LANES = 32;
+#include "numbers.cuh"
+
 // Rows of w to a group of lanes: each input that was loaded and widened is used this often.
 constexpr unsigned TILE = 4;
 // 16-byte loads of each row of w that a lane has in flight.
 constexpr unsigned DEPTH = 2;
-// bf16 numbers in 16 bytes.
-constexpr unsigned CHUNK = 8;
-
-// The eight numbers of 16 bytes, widened: a bf16 is the upper half of an f32.
-__device__ __forceinline__ void widen(const uint4 packed, float (&out)[CHUNK]) {
-  const unsigned words[4] = {packed.x, packed.y, packed.z, packed.w};
-#pragma unroll
-  for (unsigned i = 0; i < 4; ++i) {
-    out[2 * i] = __uint_as_float(words[i] << 16);
-    out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-  }
-}
 
 // Adds the products of one chunk of TILE rows of w with every row of x, k ascending.
 template <unsigned ROWS>
@@ -91,16 +80,11 @@ __device__ __forceinline__ void skinny(
     add_chunk<ROWS>(sum, x, chunks, chunk, packed);
   }
 
-  // Over the lanes: a fixed tree, after which every lane holds the total.
+  // Over the lanes.
 #pragma unroll
   for (unsigned row = 0; row < ROWS; ++row) {
 #pragma unroll
-    for (unsigned t = 0; t < TILE; ++t) {
-#pragma unroll
-      for (unsigned apart = LANES / 2; apart > 0; apart /= 2) {
-        sum[row][t] += __shfl_xor_sync(0xffffffffu, sum[row][t], apart);
-      }
-    }
+    for (unsigned t = 0; t < TILE; ++t) sum[row][t] = warp_sum(sum[row][t]);
   }
 
   if constexpr (SPLIT == 1) {

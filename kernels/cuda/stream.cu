@@ -1,6 +1,8 @@
 // What a measurement needs beside the operations: the two ceilings of memory, random weights made on the device, and
 // the rounding between two products.
 
+#include "numbers.cuh"
+
 // Copies 16-byte words; every thread has four independent loads in flight. words is a multiple of 4 * blockDim.x.
 extern "C" __global__ void __launch_bounds__(256)
     copy(const uint4* __restrict__ from, uint4* __restrict__ to) {
@@ -23,12 +25,6 @@ extern "C" __global__ void __launch_bounds__(256) read(const uint4* __restrict__
 #pragma unroll
   for (int i = 0; i < 8; ++i) mixed ^= word[i].x ^ word[i].y ^ word[i].z ^ word[i].w;
   if (mixed == 0x5eed1e55u) *sink = mixed;
-}
-
-// f32 to bf16, to nearest, ties to even. Finite numbers only.
-__device__ __forceinline__ unsigned short round_bf16(const float value) {
-  const unsigned bits = __float_as_uint(value);
-  return (unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
 // out[i] = scale * u, u uniform in [-1, 1), a function of (seed, i) alone: the host makes the same numbers.

@@ -6,12 +6,15 @@
 // that depends on the order in which fibers are resumed, which the caller chooses; a barrier that some threads never
 // reach ends the process with their place. Shared memory is plain static memory, so that the address sanitizer sees it.
 //
-// Shared memory keeps what the block before left in it. Not modelled: memory ordering, divergence within a warp (every warp operation wants all 32 lanes), atomics between
-// blocks. Launches (<<<>>>) are no C++ and stay out of the .cu files.
+// Static shared memory keeps what the block before left in it; dynamic shared memory is made anew for each block and
+// filled with NaN. An asynchronous copy is carried out only when it is waited for. Not modelled: memory ordering, and
+// divergence within a warp (every warp operation wants all 32 lanes). Launches (<<<>>>) are no C++ and stay out of the
+// .cu files.
 #pragma once
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -47,12 +50,19 @@ constexpr size_t STACK = 64 * 1024;
 enum class Order { Ascending, Descending, Shuffled };
 enum class State { Ready, AtBlockBarrier, AtWarpBarrier, Returned };
 
+// A copy of 16 bytes that was begun and not waited for. No source: zeros.
+struct Copy {
+  void* to;
+  const void* from;
+};
+
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   State state;
   uint3 thread;
-  uint64_t slot;  // what this lane publishes in a warp operation
+  uint64_t slot;                          // what this lane publishes in a warp operation
+  std::vector<std::vector<Copy>> copies;  // groups of copies under way; the last one is open
 };
 
 struct Block {
@@ -60,6 +70,7 @@ struct Block {
   uint3 index;
   std::vector<Fiber> fibers;
   unsigned running = 0;
+  std::unique_ptr<unsigned char, decltype(&std::free)> dynamic{nullptr, std::free};
   ucontext_t scheduler;
   std::function<void()> body;
 };
@@ -126,6 +137,7 @@ inline void run_block(const std::vector<unsigned>& order) {
 inline void prepare(Fiber& fiber, uint3 thread) {
   fiber.state = State::Ready;
   fiber.thread = thread;
+  fiber.copies.assign(1, {});
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack.get();
   fiber.context.uc_stack.ss_size = STACK;
@@ -133,8 +145,10 @@ inline void prepare(Fiber& fiber, uint3 thread) {
   makecontext(&fiber.context, enter, 0);
 }
 
-// Runs `body`, a call of the kernel, for every thread of the grid. `seed` is for Order::Shuffled.
-inline void launch(Order order, unsigned seed, dim3 grid, dim3 size, std::function<void()> body) {
+// Runs `body`, a call of the kernel, for every thread of the grid. `seed` is for Order::Shuffled; `dynamic_bytes` of
+// shared memory come with the launch.
+inline void launch(Order order, unsigned seed, dim3 grid, dim3 size, std::function<void()> body,
+                   size_t dynamic_bytes = 0) {
   const unsigned threads = size.x * size.y * size.z;
   if (threads % WARP != 0) {
     std::fprintf(stderr, "emulation: blocks of whole warps only, got %u threads\n", threads);
@@ -163,6 +177,12 @@ inline void launch(Order order, unsigned seed, dim3 grid, dim3 size, std::functi
         std::swap(turns[i], turns[(uint64_t)seed * (i + 1) >> 32]);
       }
     }
+    if (dynamic_bytes > 0) {
+      void* bytes = nullptr;
+      if (posix_memalign(&bytes, 128, dynamic_bytes) != 0) std::abort();
+      current.dynamic.reset(static_cast<unsigned char*>(bytes));
+      std::memset(current.dynamic.get(), 0xff, dynamic_bytes);
+    }
     run_block(turns);
   }
   block = nullptr;
@@ -180,10 +200,98 @@ T shuffle(T value, unsigned from) {
   return result;
 }
 
+// Every lane of the warp publishes a pointer; `use` reads them, and nobody goes on before all have.
+template <typename T, typename Use>
+void together(T* mine, Use use) {
+  self().slot = reinterpret_cast<uintptr_t>(mine);
+  wait_at(State::AtWarpBarrier);
+  use([](unsigned lane) { return reinterpret_cast<T*>(block->fibers[block->running / WARP * WARP + lane].slot); });
+  wait_at(State::AtWarpBarrier);
+}
+
 inline unsigned lane() { return block->running % WARP; }
 
 inline void whole_warp(unsigned mask) {
   if (mask != 0xffffffffu) stop("a warp operation with a partial mask");
+}
+
+// What cuda/tensor.cuh says of each.
+inline void* dynamic_shared() {
+  if (!block->dynamic) stop("dynamic shared memory that the launch did not ask for");
+  return block->dynamic.get();
+}
+
+inline void aligned(const void* pointer, size_t to) {
+  if (reinterpret_cast<uintptr_t>(pointer) % to != 0) stop("an address that is not aligned");
+}
+
+inline void copy_async(void* to, const void* from, bool valid) {
+  aligned(to, 16);
+  if (valid) aligned(from, 16);
+  self().copies.back().push_back({to, valid ? from : nullptr});
+}
+
+inline void copy_commit() { self().copies.emplace_back(); }
+
+template <unsigned PENDING>
+void copy_wait() {
+  auto& groups = self().copies;
+  while (groups.size() - 1 > PENDING) {
+    for (const Copy& copy : groups.front()) {
+      if (copy.from) std::memcpy(copy.to, copy.from, 16);
+      else std::memset(copy.to, 0, 16);
+    }
+    groups.erase(groups.begin());
+  }
+}
+
+inline void load_matrices(unsigned (&out)[4], const void* row) {
+  aligned(row, 16);
+  const unsigned at = lane();
+  together(const_cast<void*>(row), [&](auto of) {
+    for (unsigned i = 0; i < 4; ++i) std::memcpy(&out[i], (const char*)of(8 * i + at / 4) + at % 4 * 4, 4);
+  });
+}
+
+inline void load_matrices_transposed(unsigned (&out)[4], const void* row) {
+  aligned(row, 16);
+  const unsigned at = lane();
+  together(const_cast<void*>(row), [&](auto of) {
+    for (unsigned i = 0; i < 4; ++i) {
+      const unsigned r = 8 * i + at % 4 * 2;
+      const unsigned first = ((const uint16_t*)of(r))[at / 4], second = ((const uint16_t*)of(r + 1))[at / 4];
+      out[i] = first | second << 16;
+    }
+  });
+}
+
+inline float half_of(unsigned word, unsigned which) {
+  const unsigned bits = which ? word & 0xffff0000u : word << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// The device adds the sixteen products of an element in an order of its own; here they are added exactly and rounded once.
+inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  struct Fragments {
+    const unsigned *a, *b;
+  } mine{a, b};
+  float result[4];
+  const unsigned g = lane() / 4, t = lane() % 4;
+  together(&mine, [&](auto of) {
+    for (unsigned i = 0; i < 4; ++i) {
+      const unsigned row = g + i / 2 * 8, column = 2 * t + i % 2;
+      double total = sum[i];
+      for (unsigned k = 0; k < 16; ++k) {
+        const float left = half_of(of(row % 8 * 4 + k % 8 / 2)->a[row / 8 + k / 8 * 2], k % 2);
+        const float right = half_of(of(column * 4 + k % 8 / 2)->b[k / 8], k % 2);
+        total += (double)left * right;
+      }
+      result[i] = (float)total;
+    }
+  });
+  std::copy(result, result + 4, sum);
 }
 
 }  // namespace emulation
@@ -216,6 +324,25 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) {
   emulation::wait_at(emulation::State::AtWarpBarrier);
 }
 
+inline unsigned __ballot_sync(unsigned mask, bool value) {
+  emulation::whole_warp(mask);
+  unsigned mine = value, votes = 0;
+  emulation::together(&mine, [&](auto of) {
+    for (unsigned lane = 0; lane < emulation::WARP; ++lane) votes |= *of(lane) << lane;
+  });
+  return votes;
+}
+inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
+inline bool __all_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) == 0xffffffffu; }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline void __threadfence() {}
+
+// One thread runs at a time, so plain arithmetic is atomic.
+template <typename T, typename V> T atomicAdd(T* to, V value) { return std::exchange(*to, *to + (T)value); }
+template <typename T, typename V> T atomicMax(T* to, V value) { return std::exchange(*to, std::max(*to, (T)value)); }
+template <typename T, typename V> T atomicMin(T* to, V value) { return std::exchange(*to, std::min(*to, (T)value)); }
+template <typename T, typename V> T atomicOr(T* to, V value) { return std::exchange(*to, *to | (T)value); }
+
 template <typename T> T __ldg(const T* from) { return *from; }
 template <typename T> T __ldcs(const T* from) { return *from; }
 template <typename T> void __stcs(T* to, T value) { *to = value; }
@@ -230,3 +357,10 @@ inline unsigned __float_as_uint(float value) {
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
+
+// Rounded each for itself: nothing here is contracted (-ffp-contract=off).
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }

@@ -1,11 +1,11 @@
 // Kernels with a planted fault each, to show that the emulation notices. Argument: which one.
+#include "../../cuda/tensor.cuh"
 
 // Adds up 64 numbers over two warps; `barrier` says whether the second half waits for the first.
 template <bool BARRIER>
 __global__ void sum_of_warps(const float* in, float* out) {
   __shared__ float partial[2];
-  float sum = in[threadIdx.x];
-  for (unsigned apart = 16; apart > 0; apart /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, apart);
+  const float sum = warp_sum(in[threadIdx.x]);
   if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
   if (BARRIER) __syncthreads();
   if (threadIdx.x == 0) *out = partial[0] + partial[1];
@@ -18,6 +18,23 @@ __global__ void barrier_under_if(float* out) {
 
 __global__ void one_too_far(const float* in, float* out) { *out = in[threadIdx.x + 1]; }
 
+__global__ void one_too_far_in_shared_memory() {
+  DYNAMIC_SHARED(float, numbers);
+  numbers[threadIdx.x + 1] = 0.0f;
+}
+
+// Copies 256 bytes and adds up their floats; waits until PENDING groups are under way.
+template <unsigned PENDING>
+__global__ void copied(const float* in, float* out, unsigned offset) {
+  DYNAMIC_SHARED(float, numbers);
+  if (threadIdx.x < 16) copy_async(numbers + 4 * threadIdx.x, in + 4 * threadIdx.x + offset, true);
+  copy_commit();
+  copy_wait<PENDING>();
+  __syncthreads();
+  const float sum = warp_sum(numbers[threadIdx.x]);
+  if (threadIdx.x == 0) *out = sum;
+}
+
 int main(int, char** arguments) {
   const std::string fault = arguments[1];
   std::vector<float> in(64, 1.0f);
@@ -28,7 +45,10 @@ int main(int, char** arguments) {
       if (fault == "missing barrier") sum_of_warps<false>(in.data(), &out);
       if (fault == "barrier under if") barrier_under_if(&out);
       if (fault == "one too far") one_too_far(in.data(), &out);
-    });
-    std::printf("%g ", out);
+      if (fault == "one too far in shared memory") one_too_far_in_shared_memory();
+      if (fault == "wait too short") copied<1>(in.data(), &out, 0);
+      if (fault == "not aligned") copied<0>(in.data(), &out, 1);
+    }, 256);
+    std::printf("%g ", std::abs(out));
   }
 }

@@ -1,0 +1,44 @@
+// Numbers as the kernels store and load them.
+#pragma once
+
+constexpr unsigned LANES = 32;
+constexpr unsigned WHOLE_WARP = 0xffffffffu;
+// bf16 numbers in 16 bytes, the widest load of a lane.
+constexpr unsigned CHUNK = 8;
+
+// f32 to the bits of a bf16, to nearest, ties to even. Finite numbers only: the callers' checks keep NaN out of products.
+__device__ __forceinline__ unsigned short round_bf16(const float value) {
+  const unsigned bits = __float_as_uint(value);
+  return (unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// Two of them in a word, the first in the lower half.
+__device__ __forceinline__ unsigned pack_bf16(const float first, const float second) {
+  return round_bf16(first) | (unsigned)round_bf16(second) << 16;
+}
+
+// The two numbers of a word: a bf16 is the upper half of an f32.
+__device__ __forceinline__ float first_of(const unsigned word) { return __uint_as_float(word << 16); }
+__device__ __forceinline__ float second_of(const unsigned word) { return __uint_as_float(word & 0xffff0000u); }
+
+// The eight numbers of 16 bytes.
+__device__ __forceinline__ void widen(const uint4 packed, float (&out)[CHUNK]) {
+  const unsigned words[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+  for (unsigned i = 0; i < 4; ++i) {
+    out[2 * i] = first_of(words[i]);
+    out[2 * i + 1] = second_of(words[i]);
+  }
+}
+
+// Eight numbers in 16 bytes.
+__device__ __forceinline__ uint4 pack_chunk(const float (&in)[CHUNK]) {
+  return {pack_bf16(in[0], in[1]), pack_bf16(in[2], in[3]), pack_bf16(in[4], in[5]), pack_bf16(in[6], in[7])};
+}
+
+// The sum over a warp: a fixed tree, after which every lane holds it.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (unsigned apart = LANES / 2; apart > 0; apart /= 2) value += __shfl_xor_sync(WHOLE_WARP, value, apart);
+  return value;
+}

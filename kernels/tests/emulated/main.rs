@@ -1,0 +1,9 @@
+//! The CUDA kernels on the CPU: `cuda/*.cu`, unchanged, compiled by the C++ compiler through `emulation.h` and compared
+//! with a reference. Finds wrong indices, missing barriers and wrong arithmetic where there is no GPU.
+//!
+//! A file here for each file of kernels: `NAME.cc` launches them, `NAME.rs` makes the cases and holds the reference.
+
+mod faults;
+mod program;
+mod skinny;
+mod tensor;
