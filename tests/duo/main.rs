@@ -7,11 +7,13 @@ mod choice;
 mod client;
 mod code;
 mod edge;
+mod forgeries;
 mod forms;
 #[path = "../gitlab/mod.rs"]
 mod gitlab;
 mod identity;
 mod keys;
+mod log;
 mod prompts;
 #[path = "../upstream/scripted.rs"]
 mod scripted;

@@ -351,9 +351,16 @@ impl Identity {
             return Err(format!("GitLab's keys are not known: {problem}").into());
         }
         let count: usize = sets.iter().map(|(_, set)| set.keys.len()).sum();
-        let why = match self.known(kid) {
-            true => "the signature is not that of the key which the token names".to_owned(),
-            false => format!("its key {kid:?} is none of the {count} that are known"),
+        let why = match kid {
+            None => {
+                format!(
+                    "the token names no key, and its signature is that of none of the {count} that are known"
+                )
+            }
+            Some(_) if self.known(kid) => {
+                "the signature is not that of the key which the token names".to_owned()
+            }
+            Some(kid) => format!("its key {kid:?} is none of the {count} that are known"),
         };
         Err(format!(
             "{why}; the token says that it comes from {} (a token of the customers portal needs gitlab.portal_url, one of \
