@@ -13,7 +13,7 @@ fn ask(site: &Site, method: &str, path: &str, headers: &[(&str, &str)]) -> Reply
 const ROW: &str = "/v1/embeddings/code_embeddings";
 
 #[test]
-fn a_stranger_gets_the_text_that_the_installation_guide_tells_to_look_for() {
+fn fact_1_a_stranger_gets_the_text_that_the_installation_guide_tells_to_look_for() {
     let site = Site::closed();
     for (method, path) in [("GET", "/"), ("POST", "/"), ("GET", "/nowhere"), ("POST", ROW), ("GET", ROW)] {
         let reply = ask(&site, method, path, &[]);

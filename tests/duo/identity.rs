@@ -112,6 +112,24 @@ fn the_refusals_are_the_contracts_and_come_in_its_order() {
 }
 
 #[test]
+fn fact_6_a_token_lists_its_audiences_and_its_key_is_where_the_discovery_document_says() {
+    let site = Site::start();
+    let gitlab = site.gitlab();
+    for (audiences, lets_in) in [
+        (json!(["gitlab-ai-gateway"]), true),
+        (json!(["gitlab-duo-workflow-service", "gitlab-ai-gateway"]), true),
+        (json!(["gitlab-duo-workflow-service"]), false),
+    ] {
+        let token = gitlab.token().claim("aud", audiences.clone());
+        assert_eq!(good(&site, &gitlab.with(&token.sign(), "19.3.0")), lets_in, "{audiences}");
+    }
+    assert!(!good(&site, &gitlab.with(&gitlab.token().sign_by("RS512", Algorithm::RS512), "19.3.0")));
+    for path in ["/.well-known/openid-configuration", "/oauth/discovery/keys"] {
+        assert_eq!(gitlab.asked(path), 1, "{path}");
+    }
+}
+
+#[test]
 fn fact_6_headers_are_compared_with_claims_that_say_something() {
     let site = Site::start();
     let gitlab = site.gitlab();

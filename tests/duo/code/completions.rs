@@ -57,9 +57,8 @@ fn feature_flags_come_back() {
     assert_eq!(flags(&[("x-gitlab-enabled-feature-flags", "a,b")]), json!(["a", "b"]));
 }
 
-/// Fact 9 of the contract: editors name no model and have a token of their own.
 #[test]
-fn an_editor_completes_directly_without_naming_a_model_and_may_do_nothing_else() {
+fn fact_9_an_editor_completes_directly_without_naming_a_model_and_may_do_nothing_else() {
     let site = Site::start();
     site.answers("\"hello\"");
     let token = site.as_rails("/v1/code/user_access_token", &json!({})).json()["token"].clone();
@@ -92,9 +91,8 @@ fn an_editor_completes_directly_without_naming_a_model_and_may_do_nothing_else()
     assert_eq!(super::super::client::Line::open(site.address, &bytes).reply().status, 200);
 }
 
-/// Fact 2 of the contract: `error` for tokens, `detail` for everything else.
 #[test]
-fn errors_come_in_two_shapes() {
+fn fact_2_errors_come_in_two_shapes() {
     let site = Site::start();
     let reply = site.post(COMPLETIONS, &rails(ruby()));
     assert_eq!(
@@ -118,9 +116,9 @@ fn errors_come_in_two_shapes() {
     assert!(reply.json()["detail"].as_str().unwrap().contains("stream"), "{}", reply.body);
 }
 
-/// Fact 8 of the contract: a provider that is a literal, an empty identifier, no key; or nothing at all.
+/// A provider that is a literal, an empty identifier, no key; or nothing at all.
 #[test]
-fn metadata_that_names_no_model_leads_to_the_default_model() {
+fn fact_8_metadata_that_names_no_model_leads_to_the_default_model() {
     let site = Site::open();
     site.answers("1");
     for metadata in [
@@ -197,9 +195,9 @@ fn a_file_of_no_known_language_is_not_completed() {
     }
 }
 
-/// Fact 5 of the contract, its first format.
+/// The first of its formats.
 #[test]
-fn a_streamed_completion_is_raw_text() {
+fn fact_5_a_streamed_completion_is_raw_text() {
     let site = Site::open();
     site.answers("\"héllo\" + name");
     let reply = site.post(COMPLETIONS, &with(rails(ruby()), json!({"stream": true})));
@@ -209,9 +207,8 @@ fn a_streamed_completion_is_raw_text() {
     assert_eq!(reply.header("x-streaming-format"), None);
 }
 
-/// Fact 7 of the contract.
 #[test]
-fn fields_that_nobody_knows_and_fields_in_other_clothes_are_taken() {
+fn fact_7_fields_that_nobody_knows_and_fields_in_other_clothes_are_taken() {
     let site = Site::open();
     site.answers("1");
     let odd = json!({"prompt_version": "2", "stream": "off", "choices_count": "4", "project_id": "7", "surprise": {"a": [1]}});
@@ -273,7 +270,7 @@ fn versions_3_and_4_answer_alike() {
             "{path}"
         );
     }
-    // Fact 8 of the contract: without a model assigned there is no metadata at all.
+    // Without a model assigned there is no metadata at all.
     let mut nameless = completion_component(&ruby(), false);
     nameless.as_object_mut().unwrap().remove("model_metadata");
     assert_eq!(site.post(V4, &nameless).json()["model"]["name"], "general");

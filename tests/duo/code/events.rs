@@ -21,7 +21,7 @@ fn events(body: &str) -> Vec<(String, Value)> {
 }
 
 #[test]
-fn a_suggestion_streams_as_events() {
+fn fact_5_a_suggestion_streams_as_events() {
     let site = Site::start();
     let text = "\n  puts \"a\\n\"\n  puts 'é'\nend";
     let generation = component(&file("a.rb", "def hello", "\n"), true);

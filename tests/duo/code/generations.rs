@@ -66,9 +66,9 @@ fn the_troubleshooting_script_is_answered() {
     assert_eq!(reply["choices"][0]["text"], "\n    pass");
 }
 
-/// Fact 11 of the contract: GitLab 19.3 asks version 4 for all generations, 18.9 version 3 or 4, and 17 version 2.
+/// GitLab 19.3 asks version 4 for all generations, 18.9 version 3 or 4, and 17 version 2.
 #[test]
-fn all_generations_of_the_api_coexist() {
+fn fact_11_all_generations_of_the_api_coexist() {
     let site = Site::start();
     site.answers_after(BEGUN, "```ruby\nputs 'hello'\n```");
     for path in [V3, V4] {
