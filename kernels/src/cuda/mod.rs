@@ -5,5 +5,6 @@
 
 pub mod device;
 pub mod module;
+pub mod row;
 pub mod skinny;
 pub mod stream;

@@ -5,5 +5,6 @@
 
 mod faults;
 mod program;
+mod row;
 mod skinny;
 mod tensor;
