@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Upstream;
+use super::breaker::Breaker;
 use crate::outbound::{self, OutboundError};
 use crate::served::ask::Failure;
 
@@ -33,6 +34,23 @@ pub struct Line {
     _slot: OwnedSemaphorePermit,
 }
 
+/// A request whose answer has not begun. Dropped while it waits, by its own time or by a client that leaves, it tells
+/// the breaker how long that was: a host that swallows every packet may never be waited for until a connection is given
+/// up on.
+struct Attempt<'a> {
+    breaker: &'a Breaker,
+    begin: Instant,
+    ended: bool,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.breaker.given_up(self.begin.into_std(), Instant::now().into_std());
+        }
+    }
+}
+
 impl Upstream {
     /// Sends a request and waits for the headers of its answer. `time` is how long the caller waits for all of it.
     pub async fn open(
@@ -47,22 +65,34 @@ impl Upstream {
             retry_after: RETRY,
         })?;
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.breaker.allows(Instant::now().into_std()).map_err(|wait| {
-            let text = format!("cannot be reached; the next attempt is in {} s", wait.as_secs() + 1);
+        let (begin, patience) = (Instant::now(), time.unwrap_or(self.timeout).min(self.timeout));
+        self.breaker.allows(begin.into_std(), patience).map_err(|wait| {
+            let wait = wait.as_secs() + 1;
+            let text = format!("cannot be reached or does not answer; the next attempt is in {wait} s");
             self.broken(StatusCode::BAD_GATEWAY, text)
         })?;
-        let end = Instant::now() + time.unwrap_or(self.timeout).min(self.timeout);
+        let end = begin + patience;
         let mut headers = self.headers.clone();
         if let Ok(id) = HeaderValue::from_str(id) {
             headers.insert("x-request-id", id);
         }
         let url = self.outbound.base().join(path);
-        let answer = match timeout_at(end, self.outbound.post(url, headers, body)).await {
-            Err(_) => return Err(self.late()),
-            Ok(Err(error)) => return Err(self.failed(error)),
-            Ok(Ok(answer)) => answer,
-        };
-        self.breaker.connected();
+        let mut attempt = Attempt { breaker: &self.breaker, begin, ended: false };
+        let answer =
+            timeout_at(end, self.outbound.post(url, headers, body)).await.map_err(|_| self.late())?;
+        match &answer {
+            // It said nothing for a time of its own, which others' patience may exceed.
+            Err(OutboundError::Time { .. }) => {}
+            Err(OutboundError::Unreachable { .. }) => {
+                attempt.ended = true;
+                self.breaker.failed(Instant::now().into_std());
+            }
+            _ => {
+                attempt.ended = true;
+                self.breaker.answered(Instant::now().into_std());
+            }
+        }
+        let answer = answer.map_err(|error| self.failed(error))?;
         Ok(Line { upstream: self.clone(), answer, end, _slot: slot })
     }
 
@@ -85,7 +115,6 @@ impl Upstream {
                 (StatusCode::GATEWAY_TIMEOUT, format!("sent nothing for {} s", self.idle.as_secs()))
             }
             OutboundError::Unreachable { problem, .. } => {
-                self.breaker.failed(Instant::now().into_std());
                 (StatusCode::BAD_GATEWAY, format!("cannot be reached: {problem}"))
             }
             OutboundError::Redirect { to, .. } => (

@@ -287,6 +287,42 @@ async fn a_server_that_is_away_is_not_asked_by_everybody() {
 }
 
 #[tokio::test]
+async fn a_server_that_swallows_everything_is_not_waited_for_by_everybody() {
+    // Connections stand, as the system makes them, and nobody ever takes one.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let model = model(&format!("http://{}", listener.local_addr().unwrap()), "");
+    let patient = |millis: u64| Ask { patience: Some(Duration::from_millis(millis)), ..fill() };
+    // Keystrokes that are taken back say nothing about the server.
+    for _ in 0..5 {
+        let left = tokio::time::timeout(Duration::from_millis(50), model.ask(patient(1100))).await;
+        assert!(left.is_err(), "an answer of a silent server");
+    }
+    let in_vain: [_; 5] = std::array::from_fn(|_| whole(&model, patient(1100)));
+    for failure in futures::future::join_all(in_vain).await {
+        assert!(matches!(failure, Err(Failure::Late(_))), "{failure:?}");
+    }
+    let failure = whole(&model, patient(1000)).await.unwrap_err();
+    assert_eq!(failure.status().as_u16(), 502);
+    assert!(failure.to_string().contains("does not answer; the next attempt is in"), "{failure}");
+    // It may be slow and not away: whoever waits longer than they did still asks.
+    let longer = whole(&model, patient(3000)).await.unwrap_err();
+    assert!(matches!(longer, Failure::Late(_)), "{longer:?}");
+    drop(listener);
+}
+
+#[tokio::test]
+async fn clients_that_leave_a_silent_server_after_a_while_count_as_having_waited() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let model = model(&format!("http://{}", listener.local_addr().unwrap()), "");
+    let time = Duration::from_millis(1100);
+    let leaves = || tokio::time::timeout(time, model.ask(fill()));
+    let left: [_; 5] = std::array::from_fn(|_| leaves());
+    assert!(futures::future::join_all(left).await.iter().all(Result::is_err));
+    let failure = whole(&model, Ask { patience: Some(time / 2), ..fill() }).await.unwrap_err();
+    assert!(failure.to_string().contains("the next attempt is in"), "{failure}");
+}
+
+#[tokio::test]
 async fn models_that_think_first_have_another_name_for_the_limit() {
     let server = Scripted::says(streamed(&events(&["x"])));
     for (name, thinks) in [("gpt-5-mini", true), ("o3", true), ("gpt-4.1", false), ("o1x", false)] {
