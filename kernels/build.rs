@@ -1,7 +1,7 @@
 //! Under the feature `cuda`: compiles `cuda/*.cu` with nvcc and lets candle's CUDA kernels link the runtime statically.
 //! Without it nothing here runs, and a build needs no CUDA.
 //!
-//! Each `cuda/NAME.cu` becomes `OUT_DIR/NAME.fatbin`, embedded by the file in `src/cuda` that launches it, and
+//! Each `cuda/NAME.cu` becomes `OUT_DIR/NAME.fatbin`, embedded by `src/cuda/gpu.rs` through `OUT_DIR/fatbins.rs`, and
 //! `OUT_DIR/NAME.resources`, the compiler's report of registers, shared memory and spills.
 
 use std::ffi::OsString;
@@ -42,6 +42,7 @@ fn compile_kernels(out: &Path) {
         .filter(|path| path.extension().is_some_and(|e| e == "cu"))
         .collect();
     sources.sort();
+    let mut listed = String::new();
     for source in sources {
         let name = source.file_stem().expect("bug: a .cu file has a name").to_string_lossy().into_owned();
         let mut command = Command::new(&nvcc);
@@ -60,7 +61,10 @@ fn compile_kernels(out: &Path) {
         assert!(result.status.success(), "nvcc failed on {}:\n{report}", source.display());
         fs::write(out.join(format!("{name}.resources")), report.as_bytes())
             .expect("writing the resource report");
+        listed += &format!("    include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.fatbin\")),\n");
     }
+    let fatbins = format!("/// Every file of kernels.\nstatic FATBINS: &[&[u8]] = &[\n{listed}];\n");
+    fs::write(out.join("fatbins.rs"), fatbins).expect("writing the list of kernels");
 }
 
 /// `NVCC`, then `CUDA_HOME`, then whatever `PATH` says.

@@ -8,7 +8,6 @@ mod attention;
 mod buffer;
 mod context;
 mod cpu;
-#[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod draw;
 mod embed;

@@ -1,8 +1,8 @@
 //! The skinny product: right first, then its share of the copy bandwidth, with candle's cuBLAS product beside it.
 
-use candle_core::cuda_backend::cudarc::driver::CudaSlice;
-use candle_core::{DType, Storage, Tensor};
+use candle_core::Tensor;
 use half::bf16;
+use hearth_kernels::cuda::buffer::Buffer;
 use hearth_kernels::cuda::skinny::{Class, MAX_ROWS};
 use hearth_kernels::cuda::stream::number;
 use serde_json::{Value, json};
@@ -21,18 +21,6 @@ pub fn scale(k: usize) -> f32 {
     (3.0 / k as f32).sqrt()
 }
 
-/// The device memory of a bf16 tensor.
-pub fn lend<T, E: Into<Failure>>(
-    tensor: &Tensor,
-    use_it: impl FnOnce(&CudaSlice<bf16>) -> Result<T, E>,
-) -> Result<T, Failure> {
-    let (storage, _layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cuda(storage) => use_it(storage.as_cuda_slice::<bf16>()?).map_err(Into::into),
-        _ => Err("bug: the tensor is not on the device".into()),
-    }
-}
-
 /// Every shape, class and row count against f64 on the host; then times. Returns whether all was right.
 pub fn run(bench: &Bench, copy_gb_s: Option<f64>) -> Result<(bool, Value), Failure> {
     let mut right = true;
@@ -49,10 +37,11 @@ pub fn run(bench: &Bench, copy_gb_s: Option<f64>) -> Result<(bool, Value), Failu
             let (shape_right, worst) = check(bench, (n, k))?;
             right &= shape_right;
             let copies = ROTATED_BYTES.div_ceil(2 * n * k);
-            let weights: Vec<Tensor> =
+            let weights: Vec<Buffer<bf16>> =
                 (0..copies).map(|seed| bench.weight(n, k, seed as u32)).collect::<Result<_, _>>()?;
+            let theirs: Vec<Tensor> = (0..copies).map(|_| bench.tensor(n, k)).collect::<Result<_, _>>()?;
             for m in 1..=MAX_ROWS {
-                results.push(measure(bench, &weights, (m, n, k), copy_gb_s, worst)?);
+                results.push(measure(bench, (&weights, &theirs), (m, n, k), copy_gb_s, worst)?);
             }
         }
     }
@@ -60,9 +49,9 @@ pub fn run(bench: &Bench, copy_gb_s: Option<f64>) -> Result<(bool, Value), Failu
     Ok((right, Value::Array(results)))
 }
 
-fn inputs(bench: &Bench, k: usize) -> Result<Tensor, Failure> {
-    let x = Tensor::zeros((MAX_ROWS, k), DType::BF16, &bench.device)?;
-    lend(&x, |slice| bench.stream.fill(slice, X_SEED, 1.0))?;
+fn inputs(bench: &Bench, k: usize) -> Result<Buffer<bf16>, Failure> {
+    let x = Buffer::new(&bench.gpu, MAX_ROWS * k)?;
+    bench.stream.fill(&x, X_SEED, 1.0)?;
     Ok(x)
 }
 
@@ -70,14 +59,13 @@ fn inputs(bench: &Bench, k: usize) -> Result<Tensor, Failure> {
 fn check(bench: &Bench, (n, k): (usize, usize)) -> Result<(bool, f64), Failure> {
     let (x, w) = (inputs(bench, k)?, bench.weight(n, k, 0)?);
     let expected = reference(n, k);
-    let stream = bench.cuda.cuda_stream();
     let (mut right, mut worst) = (true, 0f64);
     for class in Class::ALL {
         let mut first_row: Vec<f32> = Vec::new();
         for m in 1..=MAX_ROWS {
-            let mut y = bench.poisoned(m * n)?;
-            lend(&x, |x| lend(&w, |w| bench.skinny.launch(class, (m, n, k), x, w, &mut y)))?;
-            let y = stream.clone_dtoh(&y)?;
+            let y = bench.poisoned(m * n)?;
+            bench.skinny.launch(class, (m, n, k), &x, &w, &y)?;
+            let y = y.get()?;
             for row in 0..m {
                 let error = relative(&y[row * n..][..n], &expected[row * n..][..n]);
                 worst = worst.max(error);
@@ -134,7 +122,7 @@ fn reference(n: usize, k: usize) -> Vec<f64> {
 
 fn measure(
     bench: &Bench,
-    weights: &[Tensor],
+    (weights, theirs): (&[Buffer<bf16>], &[Tensor]),
     (m, n, k): (usize, usize, usize),
     copy_gb_s: Option<f64>,
     worst: f64,
@@ -154,17 +142,15 @@ fn measure(
         row[name] = value;
     };
     for class in Class::ALL {
-        let mut y = bench.poisoned(m * n)?;
+        let y = bench.poisoned(m * n)?;
         let timing = bench.clock.measure(launches, |i| {
-            lend(&x, |x| {
-                lend(&weights[i % weights.len()], |w| bench.skinny.launch(class, (m, n, k), x, w, &mut y))
-            })
+            Ok(bench.skinny.launch(class, (m, n, k), &x, &weights[i % weights.len()], &y)?)
         })?;
         report(class.name(), timing);
     }
-    let x = x.narrow(0, 0, m)?;
+    let x = bench.tensor(m, k)?;
     let timing = bench.clock.measure(launches, |i| {
-        x.matmul(&weights[i % weights.len()].t()?)?;
+        x.matmul(&theirs[i % theirs.len()].t()?)?;
         Ok(())
     })?;
     report("candle", timing);

@@ -1,21 +1,13 @@
-//! Time on the device, between two events on the stream.
+//! Time on the device, between two marks on the stream.
 
-use std::sync::Arc;
-
-use candle_core::cuda_backend::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
-use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, DriverError};
+use hearth_kernels::cuda::driver::Device;
 use serde_json::{Value, json};
 
 use crate::Failure;
 
 const ROUNDS: usize = 11;
 
-pub struct Clock {
-    stream: Arc<CudaStream>,
-    start: CudaEvent,
-    end: CudaEvent,
-}
+pub struct Clock(pub Device);
 
 /// Microseconds of one launch: the median of the rounds, and their extremes.
 #[derive(Clone, Copy)]
@@ -36,12 +28,6 @@ impl Timing {
 }
 
 impl Clock {
-    pub fn new(device: &CudaDevice) -> Result<Self, DriverError> {
-        let stream = device.cuda_stream();
-        let event = || stream.context().new_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
-        Ok(Self { start: event()?, end: event()?, stream })
-    }
-
     /// Rounds of `launches` launches each, the first round not counted. `launch` is told which launch of a round it is.
     pub fn measure(
         &self,
@@ -50,12 +36,13 @@ impl Clock {
     ) -> Result<Timing, Failure> {
         let mut times = Vec::with_capacity(ROUNDS);
         for round in 0..=ROUNDS {
-            self.start.record(&self.stream)?;
+            let start = self.0.mark()?;
             for i in 0..launches {
                 launch(i)?;
             }
-            self.end.record(&self.stream)?;
-            let us = f64::from(self.start.elapsed_ms(&self.end)?) * 1e3 / launches as f64;
+            let end = self.0.mark()?;
+            self.0.wait(end)?;
+            let us = self.0.microseconds(start, end)? / launches as f64;
             if round > 0 {
                 times.push(us);
             }

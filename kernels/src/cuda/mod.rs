@@ -1,10 +1,18 @@
 //! NVIDIA devices: finding one without needing CUDA to start, and the launch code of `cuda/*.cu`.
 //!
 //! All work of a device runs on one stream, candle's own, from one thread. Kernels are embedded as machine code for every
-//! generation served; nothing is compiled on the user's host but for generations that came later.
+//! generation served; nothing is compiled on the user's host but for generations that came later. All launch code stands
+//! on the seam in [`driver`] and is the same for a GPU and for the emulated device of the tests.
 
+pub mod buffer;
+#[cfg(feature = "cuda")]
 pub mod device;
-pub mod module;
+pub mod driver;
+#[cfg(feature = "emulated")]
+pub mod emulated;
+#[cfg(feature = "cuda")]
+pub mod gpu;
+pub mod launch;
 pub mod row;
 pub mod skinny;
 pub mod stream;

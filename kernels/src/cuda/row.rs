@@ -3,14 +3,11 @@
 //!
 //! `count` is the number of rows on the device, at most the `bucket` that a launch is captured for.
 
-use std::array;
-
-use candle_core::cuda_backend::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DevicePtr, DevicePtrMut, DriverError};
-use candle_core::cuda_backend::cudarc::driver::{LaunchConfig, PushKernelArg};
 use half::bf16;
 
-use super::module::Module;
+use super::buffer::{Buffer, Plain};
+use super::driver::{Device, DeviceError, Kernel};
+use super::launch::Launch;
 use crate::paged::BLOCK;
 use crate::rope::Heads;
 
@@ -25,13 +22,14 @@ pub const MAX_WIDTH: usize = NORMS * NORM_STEP;
 /// Sizes of a head that turn.
 const DIMS: [usize; 3] = [64, 128, 256];
 
+#[derive(Debug)]
 pub struct Row {
-    module: Module,
-    embed: CudaFunction,
-    add_norm: [CudaFunction; NORMS],
-    pick_norm: [CudaFunction; NORMS],
-    turn_bf16: [CudaFunction; DIMS.len()],
-    turn_e4m3: [CudaFunction; DIMS.len()],
+    device: Device,
+    embed: Kernel,
+    add_norm: Vec<Kernel>,
+    pick_norm: Vec<Kernel>,
+    turn_bf16: Vec<Kernel>,
+    turn_e4m3: Vec<Kernel>,
 }
 
 /// A norm's own numbers.
@@ -44,7 +42,8 @@ pub struct Norm {
 }
 
 impl Norm {
-    fn check(&self) -> usize {
+    /// Which variant of the kernel takes a row.
+    fn variant(&self) -> usize {
         let Norm { width, .. } = *self;
         assert!(
             (8..=MAX_WIDTH).contains(&width) && width.is_multiple_of(8),
@@ -52,25 +51,33 @@ impl Norm {
         );
         width.div_ceil(NORM_STEP) - 1
     }
+
+    fn add_to(&self, launch: Launch) -> Launch {
+        launch.count(self.width).real(self.epsilon).real(f32::from(u8::from(self.unit_offset)))
+    }
 }
 
-fn blocks(count: usize, threads: u32) -> LaunchConfig {
-    let blocks = u32::try_from(count).expect("bug: more blocks than a grid has");
-    LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 }
+/// Where a step's rows stand, and where their keys and values go.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// One number: the rows of the step.
+    pub count: &'a Buffer<u32>,
+    pub positions: &'a Buffer<u32>,
+    pub slots: &'a Buffer<u32>,
 }
 
 impl Row {
-    pub fn load(device: &CudaDevice) -> Result<Self, DriverError> {
-        let module = Module::load(device, include_bytes!(concat!(env!("OUT_DIR"), "/row.fatbin")))?;
-        let norms = |name: &str| functions(&module, name, array::from_fn(|i| i + 1));
-        let turns = |name: &str| functions(&module, name, DIMS);
+    pub fn load(device: &Device) -> Result<Self, DeviceError> {
+        let kernels = |name: &str, which: &[usize]| -> Result<Vec<Kernel>, DeviceError> {
+            which.iter().map(|i| device.kernel(&format!("{name}_{i}"), 0)).collect()
+        };
         Ok(Self {
-            embed: module.function("embed")?,
-            add_norm: norms("add_norm")?,
-            pick_norm: norms("pick_norm")?,
-            turn_bf16: turns("turn_bf16")?,
-            turn_e4m3: turns("turn_e4m3")?,
-            module,
+            embed: device.kernel("embed", 0)?,
+            add_norm: kernels("add_norm", &[1, 2, 3, 4])?,
+            pick_norm: kernels("pick_norm", &[1, 2, 3, 4])?,
+            turn_bf16: kernels("turn_bf16", &DIMS)?,
+            turn_e4m3: kernels("turn_e4m3", &DIMS)?,
+            device: device.clone(),
         })
     }
 
@@ -80,115 +87,86 @@ impl Row {
     pub fn embed(
         &self,
         bucket: usize,
-        count: &impl DevicePtr<u32>,
-        tokens: &impl DevicePtr<u32>,
-        drawn: &impl DevicePtr<u32>,
-        table: &impl DevicePtr<bf16>,
+        count: &Buffer<u32>,
+        tokens: &Buffer<u32>,
+        drawn: &Buffer<u32>,
+        table: &Buffer<bf16>,
         (vocabulary, width): (usize, usize),
         scale: f32,
-        residual: &mut impl DevicePtrMut<f32>,
-    ) -> Result<(), DriverError> {
+        residual: &Buffer<f32>,
+    ) -> Result<(), DeviceError> {
         assert!(width > 0 && width.is_multiple_of(8), "bug: an embedding of {width} numbers");
         assert!(
-            count.len() > 0
+            !count.is_empty()
                 && tokens.len() >= bucket
                 && table.len() >= vocabulary * width
                 && residual.len() >= bucket * width,
             "bug: a buffer is smaller than its shape"
         );
-        let stream = self.module.stream();
-        let (width, vocabulary) = (width as u32, vocabulary as u32);
-        let (count, _count) = count.device_ptr(stream);
-        let (tokens, _tokens) = tokens.device_ptr(stream);
-        let (drawn, _drawn) = drawn.device_ptr(stream);
-        let (table, _table) = table.device_ptr(stream);
-        let (residual, _residual) = residual.device_ptr_mut(stream);
-        let mut launch = stream.launch_builder(&self.embed);
-        launch.arg(&count).arg(&tokens).arg(&drawn).arg(&table).arg(&residual);
-        launch.arg(&width).arg(&vocabulary).arg(&scale);
+        let launch = Launch::new(self.embed, bucket, EMBED_THREADS);
+        let launch = launch.buffer(count).buffer(tokens).buffer(drawn).buffer(table).buffer(residual);
+        let launch = launch.count(width).count(vocabulary).real(scale);
         // SAFETY: the arguments are the kernel's and the buffers hold the shape (asserted above); a token outside of
         // the table reads its first row, and the host names only rows of `drawn` that a sampling wrote.
-        unsafe { launch.launch(blocks(bucket, EMBED_THREADS))? };
-        Ok(())
+        unsafe { launch.on(&*self.device) }
     }
 
     /// `residual += delta`, where there is one, and its norm in bf16 to `out`, row by row.
     #[allow(clippy::too_many_arguments, reason = "the operands of one operation")]
-    pub fn add_norm<D: DevicePtr<f32>>(
+    pub fn add_norm(
         &self,
         bucket: usize,
-        count: &impl DevicePtr<u32>,
-        residual: &mut impl DevicePtrMut<f32>,
-        delta: Option<&D>,
-        weight: &impl DevicePtr<f32>,
+        count: &Buffer<u32>,
+        residual: &Buffer<f32>,
+        delta: Option<&Buffer<f32>>,
+        weight: &Buffer<f32>,
         norm: Norm,
-        out: &mut impl DevicePtrMut<bf16>,
-    ) -> Result<(), DriverError> {
-        let function = &self.add_norm[norm.check()];
+        out: &Buffer<bf16>,
+    ) -> Result<(), DeviceError> {
         let numbers = bucket * norm.width;
         assert!(
-            count.len() > 0
+            !count.is_empty()
                 && residual.len() >= numbers
                 && delta.is_none_or(|delta| delta.len() >= numbers)
                 && weight.len() >= norm.width
                 && out.len() >= numbers,
             "bug: a buffer is smaller than its shape"
         );
-        let stream = self.module.stream();
-        let (width, offset) = (norm.width as u32, f32::from(u8::from(norm.unit_offset)));
-        let (count, _count) = count.device_ptr(stream);
-        let (residual, _residual) = residual.device_ptr_mut(stream);
-        let delta = delta.map(|delta| delta.device_ptr(stream));
-        let delta = delta.as_ref().map_or(0, |(pointer, _)| *pointer);
-        let (weight, _weight) = weight.device_ptr(stream);
-        let (out, _out) = out.device_ptr_mut(stream);
-        let mut launch = stream.launch_builder(function);
-        launch.arg(&count).arg(&residual).arg(&delta).arg(&weight).arg(&out);
-        launch.arg(&width).arg(&norm.epsilon).arg(&offset);
+        let launch = Launch::new(self.add_norm[norm.variant()], bucket, NORM_THREADS);
+        let launch = launch.buffer(count).buffer(residual).address(delta.map_or(0, Buffer::address));
+        let launch = norm.add_to(launch.buffer(weight).buffer(out));
         // SAFETY: the arguments are the kernel's, a delta that is not there is null, and the buffers hold the shape
         // (asserted above).
-        unsafe { launch.launch(blocks(bucket, NORM_THREADS))? };
-        Ok(())
+        unsafe { launch.on(&*self.device) }
     }
 
     /// The norm of rows `list[..count]` of `residual` (plus `delta`, where there is one) to the first rows of `out`.
     #[allow(clippy::too_many_arguments, reason = "the operands of one operation")]
-    pub fn pick_norm<D: DevicePtr<f32>>(
+    pub fn pick_norm(
         &self,
         bucket: usize,
-        count: &impl DevicePtr<u32>,
-        list: &impl DevicePtr<u32>,
-        residual: &impl DevicePtr<f32>,
-        delta: Option<&D>,
-        weight: &impl DevicePtr<f32>,
+        count: &Buffer<u32>,
+        list: &Buffer<u32>,
+        residual: &Buffer<f32>,
+        delta: Option<&Buffer<f32>>,
+        weight: &Buffer<f32>,
         norm: Norm,
-        out: &mut impl DevicePtrMut<bf16>,
-    ) -> Result<(), DriverError> {
-        let function = &self.pick_norm[norm.check()];
+        out: &Buffer<bf16>,
+    ) -> Result<(), DeviceError> {
         assert!(
-            count.len() > 0
+            !count.is_empty()
                 && list.len() >= bucket
                 && delta.is_none_or(|delta| delta.len() >= residual.len())
                 && weight.len() >= norm.width
                 && out.len() >= bucket * norm.width,
             "bug: a buffer is smaller than its shape"
         );
-        let stream = self.module.stream();
-        let (width, offset) = (norm.width as u32, f32::from(u8::from(norm.unit_offset)));
-        let (count, _count) = count.device_ptr(stream);
-        let (list, _list) = list.device_ptr(stream);
-        let (residual, _residual) = residual.device_ptr(stream);
-        let delta = delta.map(|delta| delta.device_ptr(stream));
-        let delta = delta.as_ref().map_or(0, |(pointer, _)| *pointer);
-        let (weight, _weight) = weight.device_ptr(stream);
-        let (out, _out) = out.device_ptr_mut(stream);
-        let mut launch = stream.launch_builder(function);
-        launch.arg(&count).arg(&list).arg(&residual).arg(&delta).arg(&weight).arg(&out);
-        launch.arg(&width).arg(&norm.epsilon).arg(&offset);
+        let launch = Launch::new(self.pick_norm[norm.variant()], bucket, NORM_THREADS);
+        let launch = launch.buffer(count).buffer(list).buffer(residual);
+        let launch = launch.address(delta.map_or(0, Buffer::address)).buffer(weight).buffer(out);
         // SAFETY: the arguments are the kernel's and the buffers hold the shape (asserted above). The residual is only
         // read. The host lists rows of the step alone.
-        unsafe { launch.launch(blocks(bucket, NORM_THREADS))? };
-        Ok(())
+        unsafe { norm.add_to(launch).on(&*self.device) }
     }
 
     /// Turns the queries and keys of `qkv`, f32 `[bucket, heads.width()]`, by `turns` (per position `dim / 2` cosines,
@@ -197,45 +175,19 @@ impl Row {
     pub fn turn_bf16(
         &self,
         bucket: usize,
-        count: &impl DevicePtr<u32>,
-        qkv: &impl DevicePtr<f32>,
+        places: Places<'_>,
+        qkv: &Buffer<f32>,
         heads: Heads,
-        turns: &impl DevicePtr<f32>,
-        positions: &impl DevicePtr<u32>,
-        slots: &impl DevicePtr<u32>,
-        q: &mut impl DevicePtrMut<bf16>,
-        keys: &mut impl DevicePtrMut<bf16>,
-        values: &mut impl DevicePtrMut<bf16>,
-    ) -> Result<(), DriverError> {
-        let (which, config) = turn_shape(bucket, heads);
-        assert!(
-            count.len() > 0
-                && qkv.len() >= bucket * heads.width()
-                && turns.len() >= heads.dim
-                && positions.len() >= bucket
-                && slots.len() >= bucket
-                && q.len() >= bucket * heads.q * heads.dim
-                && keys.len().is_multiple_of(BLOCK * heads.kv * heads.dim)
-                && values.len() == keys.len(),
-            "bug: a buffer is smaller than its shape"
-        );
-        let stream = self.module.stream();
-        let (q_heads, kv_heads) = (heads.q as u32, heads.kv as u32);
-        let (count, _count) = count.device_ptr(stream);
-        let (qkv, _qkv) = qkv.device_ptr(stream);
-        let (turns, _turns) = turns.device_ptr(stream);
-        let (positions, _positions) = positions.device_ptr(stream);
-        let (slots, _slots) = slots.device_ptr(stream);
-        let (q, _q) = q.device_ptr_mut(stream);
-        let (keys, _keys) = keys.device_ptr_mut(stream);
-        let (values, _values) = values.device_ptr_mut(stream);
-        let mut launch = stream.launch_builder(&self.turn_bf16[which]);
-        launch.arg(&count).arg(&qkv).arg(&turns).arg(&positions).arg(&slots);
-        launch.arg(&q).arg(&keys).arg(&values).arg(&q_heads).arg(&kv_heads);
-        // SAFETY: the arguments are the kernel's and the buffers hold the shape (asserted above). Positions lie in the
-        // table and slots in the pages: the step was checked on the host.
-        unsafe { launch.launch(config)? };
-        Ok(())
+        turns: &Buffer<f32>,
+        q: &Buffer<bf16>,
+        keys: &Buffer<bf16>,
+        values: &Buffer<bf16>,
+    ) -> Result<(), DeviceError> {
+        let launch = turn(&self.turn_bf16, bucket, places, qkv, heads, turns, (q, keys, values));
+        let launch = launch.buffer(q).buffer(keys).buffer(values).count(heads.q).count(heads.kv);
+        // SAFETY: the arguments are the kernel's and the buffers hold the shape (asserted in `turn`). Positions lie in
+        // the table and slots in the pages: the step was checked on the host.
+        unsafe { launch.on(&*self.device) }
     }
 
     /// [`Row::turn_bf16`] with pages of e4m3: keys of kv head `i` are multiplied with `scales[i]` and values with
@@ -244,66 +196,50 @@ impl Row {
     pub fn turn_e4m3(
         &self,
         bucket: usize,
-        count: &impl DevicePtr<u32>,
-        qkv: &impl DevicePtr<f32>,
+        places: Places<'_>,
+        qkv: &Buffer<f32>,
         heads: Heads,
-        turns: &impl DevicePtr<f32>,
-        positions: &impl DevicePtr<u32>,
-        slots: &impl DevicePtr<u32>,
-        scales: &impl DevicePtr<f32>,
-        q: &mut impl DevicePtrMut<bf16>,
-        keys: &mut impl DevicePtrMut<u8>,
-        values: &mut impl DevicePtrMut<u8>,
-    ) -> Result<(), DriverError> {
-        let (which, config) = turn_shape(bucket, heads);
-        assert!(
-            count.len() > 0
-                && qkv.len() >= bucket * heads.width()
-                && turns.len() >= heads.dim
-                && positions.len() >= bucket
-                && slots.len() >= bucket
-                && scales.len() >= 2 * heads.kv
-                && q.len() >= bucket * heads.q * heads.dim
-                && keys.len().is_multiple_of(BLOCK * heads.kv * heads.dim)
-                && values.len() == keys.len(),
-            "bug: a buffer is smaller than its shape"
-        );
-        let stream = self.module.stream();
-        let (q_heads, kv_heads) = (heads.q as u32, heads.kv as u32);
-        let (count, _count) = count.device_ptr(stream);
-        let (qkv, _qkv) = qkv.device_ptr(stream);
-        let (turns, _turns) = turns.device_ptr(stream);
-        let (positions, _positions) = positions.device_ptr(stream);
-        let (slots, _slots) = slots.device_ptr(stream);
-        let (scales, _scales) = scales.device_ptr(stream);
-        let (q, _q) = q.device_ptr_mut(stream);
-        let (keys, _keys) = keys.device_ptr_mut(stream);
-        let (values, _values) = values.device_ptr_mut(stream);
-        let mut launch = stream.launch_builder(&self.turn_e4m3[which]);
-        launch.arg(&count).arg(&qkv).arg(&turns).arg(&positions).arg(&slots).arg(&scales);
-        launch.arg(&q).arg(&keys).arg(&values).arg(&q_heads).arg(&kv_heads);
+        turns: &Buffer<f32>,
+        scales: &Buffer<f32>,
+        q: &Buffer<bf16>,
+        keys: &Buffer<u8>,
+        values: &Buffer<u8>,
+    ) -> Result<(), DeviceError> {
+        assert!(scales.len() >= 2 * heads.kv, "bug: {} scales of keys and values", scales.len());
+        let launch =
+            turn(&self.turn_e4m3, bucket, places, qkv, heads, turns, (q, keys, values)).buffer(scales);
+        let launch = launch.buffer(q).buffer(keys).buffer(values).count(heads.q).count(heads.kv);
         // SAFETY: as in `turn_bf16`, and a scale a head of keys and of values is there.
-        unsafe { launch.launch(config)? };
-        Ok(())
+        unsafe { launch.on(&*self.device) }
     }
 }
 
-/// Which of [`DIMS`], and the grid: a thread has eight numbers of a head.
-fn turn_shape(bucket: usize, heads: Heads) -> (usize, LaunchConfig) {
+/// The beginning of a launch of either kind, once its shape is checked. A thread has eight numbers of a head.
+fn turn<T: Plain>(
+    kernels: &[Kernel],
+    bucket: usize,
+    places: Places<'_>,
+    qkv: &Buffer<f32>,
+    heads: Heads,
+    turns: &Buffer<f32>,
+    (q, keys, values): (&Buffer<bf16>, &Buffer<T>, &Buffer<T>),
+) -> Launch {
     let which = DIMS.iter().position(|dim| *dim == heads.dim);
     let which = which.unwrap_or_else(|| panic!("bug: heads of {} numbers do not turn", heads.dim));
     assert!(heads.q > 0 && heads.kv > 0, "bug: {heads:?}");
+    let Places { count, positions, slots } = places;
+    assert!(
+        !count.is_empty()
+            && qkv.len() >= bucket * heads.width()
+            && turns.len() >= heads.dim
+            && positions.len() >= bucket
+            && slots.len() >= bucket
+            && q.len() >= bucket * heads.q * heads.dim
+            && keys.len().is_multiple_of(BLOCK * heads.kv * heads.dim)
+            && values.len() == keys.len(),
+        "bug: a buffer is smaller than its shape"
+    );
     let threads = bucket * heads.width() / 8;
-    (which, blocks(threads.div_ceil(TURN_THREADS as usize), TURN_THREADS))
-}
-
-/// `NAME_i` for each of `which`.
-fn functions<const N: usize>(
-    module: &Module,
-    name: &str,
-    which: [usize; N],
-) -> Result<[CudaFunction; N], DriverError> {
-    let functions = which.map(|i| module.function(&format!("{name}_{i}")));
-    let functions: Vec<_> = functions.into_iter().collect::<Result<_, _>>()?;
-    Ok(functions.try_into().unwrap_or_else(|_| unreachable!("bug: as many as were looked up")))
+    let launch = Launch::new(kernels[which], threads.div_ceil(TURN_THREADS as usize), TURN_THREADS);
+    launch.buffer(count).buffer(qkv).buffer(turns).buffer(positions).buffer(slots)
 }

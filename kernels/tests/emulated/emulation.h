@@ -12,6 +12,7 @@
 // .cu files.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -57,8 +58,28 @@ struct Copy {
   const void* from;
 };
 
-struct Fiber {
+// Where a fiber or the scheduler is. The address sanitizer follows swapcontext; without it a jump saves two system
+// calls a switch.
+struct Place {
   ucontext_t context;
+  jmp_buf jump;
+  bool begun = false;
+};
+
+inline void go(Place& from, Place& to) {
+#ifdef __SANITIZE_ADDRESS__
+  swapcontext(&from.context, &to.context);
+#else
+  if (_setjmp(from.jump) == 0) {
+    from.begun = true;
+    if (to.begun) _longjmp(to.jump, 1);
+    setcontext(&to.context);
+  }
+#endif
+}
+
+struct Fiber {
+  Place place;
   std::unique_ptr<char[]> stack;
   State state;
   uint3 thread;
@@ -67,12 +88,14 @@ struct Fiber {
 };
 
 struct Block {
+  Block(std::vector<Fiber>& fibers, unsigned threads) : fibers(fibers), threads(threads) {}
+  std::vector<Fiber>& fibers;
+  unsigned threads;
   dim3 grid, size;
-  uint3 index;
-  std::vector<Fiber> fibers;
+  uint3 index{};
   unsigned running = 0;
   std::unique_ptr<unsigned char, decltype(&std::free)> dynamic{nullptr, std::free};
-  ucontext_t scheduler;
+  Place scheduler;
   std::function<void()> body;
 };
 
@@ -82,7 +105,7 @@ inline Fiber& self() { return block->fibers[block->running]; }
 
 [[noreturn]] inline void stop(const char* what) {
   std::fprintf(stderr, "emulation: %s\n", what);
-  for (size_t i = 0; i < block->fibers.size(); ++i) {
+  for (size_t i = 0; i < block->threads; ++i) {
     static const char* const names[] = {"ready", "at __syncthreads", "at a warp operation", "returned"};
     if (i % WARP == 0 || block->fibers[i].state != block->fibers[i - 1].state) {
       std::fprintf(stderr, "  block %u,%u thread %zu and on: %s\n", block->index.x, block->index.y, i,
@@ -92,17 +115,25 @@ inline Fiber& self() { return block->fibers[block->running]; }
   std::exit(3);
 }
 
+[[noreturn]] inline void stop_launch(const char* what, unsigned threads) {
+  std::fprintf(stderr, "emulation: %s %u threads\n", what, threads);
+  std::exit(3);
+}
+
 inline void wait_at(State barrier) {
   Fiber& fiber = self();
   fiber.state = barrier;
-  swapcontext(&fiber.context, &block->scheduler);
+  go(fiber.place, block->scheduler);
 }
 
+// A fiber serves block after block: making one costs more than most kernels.
 inline void enter() {
-  block->body();
-  Fiber& fiber = self();
-  fiber.state = State::Returned;
-  swapcontext(&fiber.context, &block->scheduler);
+  for (;;) {
+    block->body();
+    Fiber& fiber = self();
+    fiber.state = State::Returned;
+    go(fiber.place, block->scheduler);
+  }
 }
 
 // Lets the fibers of [first, end) go on if all of them wait at `barrier`.
@@ -115,7 +146,7 @@ inline bool release(size_t first, size_t end, State barrier) {
 }
 
 inline void run_block(const std::vector<unsigned>& order) {
-  const size_t threads = block->fibers.size();
+  const size_t threads = block->threads;
   for (;;) {
     bool moved = false;
     bool left = false;
@@ -123,7 +154,7 @@ inline void run_block(const std::vector<unsigned>& order) {
       Fiber& fiber = block->fibers[i];
       if (fiber.state == State::Ready) {
         block->running = i;
-        swapcontext(&block->scheduler, &fiber.context);
+        go(block->scheduler, fiber.place);
         moved = true;
       }
       left |= fiber.state != State::Returned;
@@ -139,11 +170,13 @@ inline void prepare(Fiber& fiber, uint3 thread) {
   fiber.state = State::Ready;
   fiber.thread = thread;
   fiber.copies.assign(1, {});
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get();
-  fiber.context.uc_stack.ss_size = STACK;
-  fiber.context.uc_link = nullptr;
-  makecontext(&fiber.context, enter, 0);
+  if (fiber.stack) return;
+  fiber.stack.reset(new char[STACK]);
+  getcontext(&fiber.place.context);
+  fiber.place.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.place.context.uc_stack.ss_size = STACK;
+  fiber.place.context.uc_link = nullptr;
+  makecontext(&fiber.place.context, enter, 0);
 }
 
 // Runs `body`, a call of the kernel, for every thread of the grid. `seed` is for Order::Shuffled; `dynamic_bytes` of
@@ -151,16 +184,13 @@ inline void prepare(Fiber& fiber, uint3 thread) {
 inline void launch(Order order, unsigned seed, dim3 grid, dim3 size, std::function<void()> body,
                    size_t dynamic_bytes = 0) {
   const unsigned threads = size.x * size.y * size.z;
-  if (threads % WARP != 0) {
-    std::fprintf(stderr, "emulation: blocks of whole warps only, got %u threads\n", threads);
-    std::exit(3);
-  }
-  Block current;
+  if (threads % WARP != 0) stop_launch("blocks of whole warps only, got", threads);
+  static std::vector<Fiber> fibers(1024);
+  if (threads > fibers.size()) stop_launch("at most 1024 threads a block, got", threads);
+  Block current(fibers, threads);
   current.grid = grid;
   current.size = size;
   current.body = std::move(body);
-  current.fibers.resize(threads);
-  for (Fiber& fiber : current.fibers) fiber.stack.reset(new char[STACK]);
   block = &current;
 
   std::vector<unsigned> turns(threads);
@@ -170,7 +200,7 @@ inline void launch(Order order, unsigned seed, dim3 grid, dim3 size, std::functi
     current.index = {at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y};
     for (unsigned i = 0; i < threads; ++i) {
       turns[i] = order == Order::Descending ? threads - 1 - i : i;
-      prepare(current.fibers[i], {i % size.x, i / size.x % size.y, i / size.x / size.y});
+      prepare(fibers[i], {i % size.x, i / size.x % size.y, i / size.x / size.y});
     }
     if (order == Order::Shuffled) {
       for (unsigned i = threads - 1; i > 0; --i) {

@@ -1,0 +1,309 @@
+//! A GPU through its driver: candle's context and stream, our modules and memory.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::cuda_backend::CudaDevice;
+use candle_core::cuda_backend::cudarc::driver::sys::{
+    CUevent, CUevent_flags, CUfunction, CUfunction_attribute_enum as Attribute, CUgraphExec,
+    CUgraphInstantiate_flags, CUmodule, CUstream, CUstreamCaptureMode,
+};
+use candle_core::cuda_backend::cudarc::driver::{CudaStream, DriverError, result, sys};
+
+use super::device::{self, Absent};
+use super::driver::{Device, DeviceError, Driver, Graph, Kernel, MARKS, Mark};
+use super::launch::Launch;
+
+include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+pub struct Gpu {
+    facts: device::Facts,
+    stream: Arc<CudaStream>,
+    modules: Vec<CUmodule>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    functions: Vec<CUfunction>,
+    named: HashMap<String, u32>,
+    graphs: Vec<CUgraphExec>,
+    events: Vec<CUevent>,
+    marks: u64,
+}
+
+// SAFETY: the handles are the driver's, which may be used from any thread that has the context; every call below binds it.
+unsafe impl Send for Gpu {}
+// SAFETY: as above; what changes lies behind a lock.
+unsafe impl Sync for Gpu {}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gpu({})", self.facts.name)
+    }
+}
+
+fn failed(call: &'static str) -> impl Fn(DriverError) -> DeviceError {
+    move |error| DeviceError::Failed { call, reason: error.to_string() }
+}
+
+impl Gpu {
+    /// Opens device `ordinal` and loads the kernels.
+    pub fn open(ordinal: usize) -> Result<Device, Absent> {
+        let opened = device::open(ordinal)?;
+        let candle =
+            opened.as_cuda_device().map_err(|error| Absent::Libraries { reason: error.to_string() })?;
+        Ok(Arc::new(Self::on(candle).map_err(|error| Absent::Device { ordinal, reason: error.to_string() })?))
+    }
+
+    /// On the stream of a device of candle's, whose event tracking is off.
+    pub fn on(candle: &CudaDevice) -> Result<Self, DriverError> {
+        let stream = candle.cuda_stream();
+        stream.context().bind_to_thread()?;
+        let modules = FATBINS
+            .iter()
+            // SAFETY: an image that nvcc wrote, which says itself how long it is.
+            .map(|image| unsafe { result::module::load_data(image.as_ptr().cast()) })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { facts: device::facts(candle)?, stream, modules, state: Mutex::default() })
+    }
+
+    pub fn facts(&self) -> &device::Facts {
+        &self.facts
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The stream, for a thread that has the context from now on.
+    fn bound(&self) -> Result<CUstream, DeviceError> {
+        self.stream.context().bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        Ok(self.stream.cu_stream())
+    }
+
+    /// Registers of a kernel and bytes that each thread keeps in local memory: spills, where it has no arrays.
+    pub fn resources(&self, kernel: Kernel) -> Result<(i32, i32), DeviceError> {
+        self.bound()?;
+        let function = self.state().functions[kernel.0 as usize];
+        let of = |attribute| {
+            let mut value = 0;
+            // SAFETY: a function of a loaded module, and a place for one integer.
+            unsafe { sys::cuFuncGetAttribute(&mut value, attribute, function) }
+                .result()
+                .map(|()| value)
+                .map_err(failed("cuFuncGetAttribute"))
+        };
+        Ok((of(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?, of(Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?))
+    }
+}
+
+impl Driver for Gpu {
+    fn name(&self) -> &str {
+        &self.facts.name
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.facts.multiprocessors as u32
+    }
+
+    fn memory(&self) -> Result<(usize, usize), DeviceError> {
+        self.bound()?;
+        result::mem_get_info().map_err(failed("cuMemGetInfo"))
+    }
+
+    fn kernel(&self, name: &str, shared: u32) -> Result<Kernel, DeviceError> {
+        self.bound()?;
+        let state = &mut *self.state();
+        let kernel = match state.named.get(name) {
+            Some(kernel) => *kernel,
+            None => {
+                let text = CString::new(name).expect("bug: the name of a kernel has no zero byte");
+                // SAFETY: modules stay loaded as long as this is there.
+                let find =
+                    |module: &CUmodule| unsafe { result::module::get_function(*module, text.clone()) }.ok();
+                let found = self.modules.iter().find_map(find);
+                state.functions.push(found.ok_or_else(|| DeviceError::Kernel(name.to_owned()))?);
+                let kernel = state.functions.len() as u32 - 1;
+                state.named.insert(name.to_owned(), kernel);
+                kernel
+            }
+        };
+        // More than 48 KiB must be asked for.
+        if shared > 48 << 10 {
+            let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a function of a loaded module.
+            unsafe {
+                result::function::set_function_attribute(
+                    state.functions[kernel as usize],
+                    most,
+                    shared as i32,
+                )
+            }
+            .map_err(failed("cuFuncSetAttribute"))?;
+        }
+        Ok(Kernel(kernel))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
+        self.bound()?;
+        // SAFETY: nobody reads what was not written: the promise of every launch.
+        unsafe { result::malloc_sync(bytes) }.map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let (free, total) = result::mem_get_info().unwrap_or((0, 0));
+                DeviceError::Memory { wanted: bytes, free, total }
+            }
+            _ => failed("cuMemAlloc")(error),
+        })
+    }
+
+    unsafe fn free(&self, address: u64, _bytes: usize) {
+        // A device that has failed cannot give memory back either; the process ends soon.
+        if self.bound().is_ok() {
+            // SAFETY: as promised by the caller. The driver waits for work that uses it.
+            let _ = unsafe { result::free_sync(address) };
+        }
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<*mut u8, DeviceError> {
+        self.bound()?;
+        // SAFETY: the memory is written before it is read, by `Host::new`.
+        unsafe { result::malloc_host(bytes, 0) }.map(<*mut c_void>::cast).map_err(failed("cuMemHostAlloc"))
+    }
+
+    unsafe fn free_host(&self, memory: *mut u8, _bytes: usize) {
+        if self.bound().is_ok() {
+            // SAFETY: as promised by the caller.
+            let _ = unsafe { result::free_host(memory.cast()) };
+        }
+    }
+
+    unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize) -> Result<(), DeviceError> {
+        let stream = self.bound()?;
+        // SAFETY: as promised by the caller.
+        unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, stream) }
+            .result()
+            .map_err(failed("cuMemcpyHtoDAsync"))
+    }
+
+    unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize) -> Result<(), DeviceError> {
+        let stream = self.bound()?;
+        // SAFETY: as promised by the caller.
+        unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, stream) }
+            .result()
+            .map_err(failed("cuMemcpyDtoHAsync"))
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<(), DeviceError> {
+        let stream = self.bound()?;
+        let function = self.state().functions[launch.kernel.0 as usize];
+        let mut pointers =
+            launch.values.each_ref().map(|value| std::ptr::from_ref(value).cast_mut().cast::<c_void>());
+        let [x, y, z] = launch.grid;
+        // SAFETY: as promised by the caller; the driver copies the arguments before it returns.
+        unsafe {
+            let arguments = &mut pointers[..launch.count];
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (launch.threads, 1, 1),
+                launch.shared,
+                stream,
+                arguments,
+            )
+        }
+        .map_err(failed("cuLaunchKernel"))
+    }
+
+    fn mark(&self) -> Result<Mark, DeviceError> {
+        let stream = self.bound()?;
+        let state = &mut *self.state();
+        let mark = state.marks;
+        if mark < MARKS {
+            let event =
+                result::event::create(CUevent_flags::CU_EVENT_DEFAULT).map_err(failed("cuEventCreate"))?;
+            state.events.push(event);
+        }
+        // SAFETY: an event and a stream of this context.
+        unsafe { result::event::record(state.events[(mark % MARKS) as usize], stream) }
+            .map_err(failed("cuEventRecord"))?;
+        state.marks += 1;
+        Ok(Mark(mark))
+    }
+
+    fn wait(&self, mark: Mark) -> Result<(), DeviceError> {
+        self.bound()?;
+        let event = {
+            let state = self.state();
+            assert!(mark.0 + MARKS >= state.marks, "bug: a mark was waited for too late");
+            state.events[(mark.0 % MARKS) as usize]
+        };
+        // SAFETY: an event of this context that was recorded.
+        unsafe { result::event::synchronize(event) }.map_err(failed("cuEventSynchronize"))
+    }
+
+    fn microseconds(&self, from: Mark, to: Mark) -> Result<f64, DeviceError> {
+        self.bound()?;
+        let state = self.state();
+        let event = |mark: Mark| state.events[(mark.0 % MARKS) as usize];
+        // SAFETY: both were recorded, and the later one was reached.
+        unsafe { result::event::elapsed(event(from), event(to)) }
+            .map(|ms| f64::from(ms) * 1e3)
+            .map_err(failed("cuEventElapsedTime"))
+    }
+
+    fn finish(&self) -> Result<(), DeviceError> {
+        let stream = self.bound()?;
+        // SAFETY: the stream is candle's and there.
+        unsafe { result::stream::synchronize(stream) }.map_err(failed("cuStreamSynchronize"))
+    }
+
+    fn capture(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
+        let stream = self.bound()?;
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is candle's own, not the legacy one, and nothing is being captured.
+        unsafe { result::stream::begin_capture(stream, mode) }.map_err(failed("cuStreamBeginCapture"))?;
+        let worked = work();
+        // Ended even if a launch failed: the stream takes no other work before.
+        // SAFETY: begun above.
+        let captured = unsafe { result::stream::end_capture(stream) };
+        worked?;
+        let graph = captured.map_err(failed("cuStreamEndCapture"))?;
+        // SAFETY: a graph just captured; what is instantiated does not need it any more.
+        let instantiated = unsafe {
+            let instantiated = result::graph::instantiate(graph, CUgraphInstantiate_flags(0));
+            let _ = result::graph::destroy(graph);
+            instantiated
+        };
+        let graph = instantiated.map_err(failed("cuGraphInstantiate"))?;
+        // SAFETY: both are there.
+        unsafe { result::graph::upload(graph, stream) }.map_err(failed("cuGraphUpload"))?;
+        let state = &mut *self.state();
+        state.graphs.push(graph);
+        Ok(Graph(state.graphs.len() as u32 - 1))
+    }
+
+    unsafe fn replay(&self, graph: Graph) -> Result<(), DeviceError> {
+        let stream = self.bound()?;
+        let graph = self.state().graphs[graph.0 as usize];
+        // SAFETY: captured by this driver; the places that it uses are the caller's promise.
+        unsafe { result::graph::launch(graph, stream) }.map_err(failed("cuGraphLaunch"))
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        if self.finish().is_err() {
+            return;
+        }
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: nothing is under way, and nobody can name any of these any more.
+        unsafe {
+            state.graphs.drain(..).for_each(|graph| _ = result::graph::exec_destroy(graph));
+            state.events.drain(..).for_each(|event| _ = result::event::destroy(event));
+            self.modules.drain(..).for_each(|module| _ = result::module::unload(module));
+        }
+    }
+}

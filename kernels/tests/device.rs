@@ -1,0 +1,85 @@
+//! The seam to a device, on the emulated one.
+
+use half::bf16;
+use hearth_kernels::cuda::buffer::{Buffer, Host};
+use hearth_kernels::cuda::driver::{Device, DeviceError};
+use hearth_kernels::cuda::emulated::{Emulated, Order};
+use hearth_kernels::cuda::skinny::{Class, Skinny};
+use hearth_kernels::cuda::stream::{Stream, number};
+
+const ROOM: usize = 1 << 26;
+
+fn device() -> Device {
+    Emulated::open(Order::Shuffled, ROOM)
+}
+
+#[test]
+#[ignore = "compiles C++: the full tier runs it"]
+fn numbers_go_to_a_device_and_come_back_through_a_kernel() {
+    let device = device();
+    let stream = Stream::load(&device).unwrap();
+    let made = Buffer::<bf16>::new(&device, 1000).unwrap();
+    stream.fill(&made, 3, 0.5).unwrap();
+    let expected: Vec<bf16> = (0..1000).map(|i| number(i, 3, 0.5)).collect();
+    assert_eq!(made.get().unwrap(), expected);
+
+    let wide: Vec<f32> = expected.iter().map(|v| v.to_f32() + 1e-4).collect();
+    let from = Buffer::of(&device, &wide).unwrap();
+    stream.narrow(&from, &made, 1000).unwrap();
+    let rounded: Vec<bf16> = wide.iter().map(|v| bf16::from_f32(*v)).collect();
+    assert_eq!(made.get().unwrap(), rounded);
+}
+
+#[test]
+#[ignore = "compiles C++: the full tier runs it"]
+fn a_graph_does_again_what_was_captured_with_what_lies_there_now() {
+    let device = device();
+    let (stream, skinny) = (Stream::load(&device).unwrap(), Skinny::load(&device).unwrap());
+    let (n, k) = (37, 64);
+    let (x, w) = (Buffer::<bf16>::new(&device, k).unwrap(), Buffer::<bf16>::new(&device, n * k).unwrap());
+    let y = Buffer::of(&device, &vec![f32::NAN; n]).unwrap();
+    stream.fill(&w, 1, 1.0).unwrap();
+    stream.fill(&x, 2, 1.0).unwrap();
+    let product = || skinny.launch(Class::Warp, (1, n, k), &x, &w, &y);
+    let graph = device.capture(&mut || product()).unwrap();
+    assert!(y.get().unwrap().iter().all(|v| v.is_nan()), "a capture does nothing");
+    for seed in [2, 5] {
+        stream.fill(&x, seed, 1.0).unwrap();
+        // SAFETY: x, w and y are still there.
+        unsafe { device.replay(graph).unwrap() };
+        let replayed = y.get().unwrap();
+        product().unwrap();
+        assert_eq!(replayed, y.get().unwrap());
+    }
+}
+
+#[test]
+#[ignore = "compiles C++: the full tier runs it"]
+fn work_is_done_as_late_as_a_gpu_may_do_it() {
+    let device = device();
+    let there = Buffer::<u32>::of(&device, &[0, 0]).unwrap();
+    let mut host = Host::<u32>::new(&device, 2).unwrap();
+    let mut back = Host::<u32>::new(&device, 2).unwrap();
+    host.copy_from_slice(&[1, 2]);
+    // SAFETY: the sizes are equal. The host's memory is changed before the copy, to see it.
+    unsafe { device.copy_in(there.address(), host.as_ptr().cast(), 8).unwrap() };
+    host[1] = 3;
+    // SAFETY: the sizes are equal.
+    unsafe { device.copy_out(back.as_mut_ptr().cast(), there.address(), 8).unwrap() };
+    let mark = device.mark().unwrap();
+    assert_eq!(back[..], [0, 0]);
+    device.wait(mark).unwrap();
+    assert_eq!(back[..], [1, 3]);
+}
+
+#[test]
+#[ignore = "compiles C++: the full tier runs it"]
+fn what_does_not_fit_and_what_is_not_there_is_told() {
+    let device = device();
+    let held = Buffer::<u8>::new(&device, ROOM / 2).unwrap();
+    let refused = Buffer::<u8>::new(&device, ROOM / 2 + 1).unwrap_err();
+    assert_eq!(refused, DeviceError::Memory { wanted: ROOM / 2 + 1, free: ROOM / 2, total: ROOM });
+    drop(held);
+    assert!(Buffer::<u8>::new(&device, ROOM / 2 + 1).is_ok());
+    assert_eq!(device.kernel("no_such", 0), Err(DeviceError::Kernel("no_such".into())));
+}
