@@ -117,10 +117,14 @@ impl Upstream {
             OutboundError::Unreachable { problem, .. } => {
                 (StatusCode::BAD_GATEWAY, format!("cannot be reached: {problem}"))
             }
-            OutboundError::Redirect { to, .. } => (
-                StatusCode::BAD_GATEWAY,
-                format!("redirects to {to}; redirects are not followed, correct its url"),
-            ),
+            OutboundError::Redirect { to, .. } => {
+                // Where to is for the administrator: it may name hosts, or hold a key.
+                tracing::warn!(to, "the upstream {:?} redirects", self.name);
+                (
+                    StatusCode::BAD_GATEWAY,
+                    "redirects elsewhere, which is not followed: correct its url in the settings".to_owned(),
+                )
+            }
             OutboundError::TooLarge { limit, .. } => {
                 (StatusCode::BAD_GATEWAY, format!("sent more than {limit} bytes"))
             }

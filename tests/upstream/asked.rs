@@ -145,7 +145,7 @@ async fn every_way_to_answer_wrongly_has_its_error() {
         (
             refused("302 Found", "location: http://169.254.169.254/\r\n", ""),
             502,
-            "redirects are not followed",
+            "redirects elsewhere, which is not followed",
         ),
         (
             refused("200 OK", "content-type: text/html\r\n", "<html>"),
@@ -168,6 +168,7 @@ async fn every_way_to_answer_wrongly_has_its_error() {
         assert_eq!(failure.status().as_u16(), status, "{says}: {text}");
         assert!(text.starts_with("the upstream \"cluster\" ") && text.contains(words), "{says}: {text}");
         assert!(!text.contains("the-key-of") && !text.contains("sk-12"), "{text}");
+        assert!(!text.contains("169.254"), "where a redirect leads is not the client's affair: {text}");
         assert_eq!((model.upstream.status().requests, model.upstream.status().failures), (1, 1), "{says}");
     }
     let plain = Scripted::says(streamed(&events(&["x"])));

@@ -88,7 +88,7 @@ fn refusals_come_back_and_the_upstreams_own_key_stays_out_of_them() {
         ("429 Too Many Requests", 429, "its own words"),
         ("503 Service Unavailable", 503, "its own words"),
         ("401 Unauthorized", 502, "does not take the key"),
-        ("302 Found", 502, "Redirects are not followed"),
+        ("302 Found", 502, "redirects elsewhere, which is not followed"),
     ] {
         let body = r#"{"error": {"message": "its own words"}}"#;
         let server = Scripted::says(format!(
@@ -101,6 +101,31 @@ fn refusals_come_back_and_the_upstreams_own_key_stays_out_of_them() {
         assert_eq!(got, status, "{body}");
         let said = body["error"]["message"].as_str().unwrap_or_default().to_lowercase();
         assert!(said.contains(&words.to_lowercase()), "{upstream}: {body}");
+    }
+}
+
+#[test]
+fn a_redirect_is_a_bad_gateway_and_where_it_leads_stays_in_the_log() {
+    let (near, far) = (Scripted::says(streamed(&events(&["lured"]))), "there.internal.example/key-in-a-path");
+    for status in ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"] {
+        let to = format!("http://{}/{far}", near.address);
+        let server =
+            Scripted::says(format!("HTTP/1.1 {status}\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n"));
+        let hearth = only(&server.address.to_string(), "");
+        for stream in [false, true] {
+            let body = json!({"model": "far", "prompt": "a", "stream": stream}).to_string();
+            let mut said = String::new();
+            raw(&hearth.url, "/v1/completions", &body).read_to_string(&mut said).unwrap();
+            assert!(said.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{status}: {said}");
+            let text = r#""message":"The upstream \"cluster\" redirects elsewhere, which is not followed: "#;
+            assert!(said.contains(text), "{status}: {said}");
+            assert!(!said.contains("there.internal") && !said.to_lowercase().contains("location:"), "{said}");
+        }
+        // The administrator is told where it leads.
+        while !hearth.log.lock().unwrap().contains(&to) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(near.seen.try_recv().is_err(), "{status} was followed");
     }
 }
 
