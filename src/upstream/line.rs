@@ -118,7 +118,7 @@ impl Upstream {
                 (StatusCode::BAD_GATEWAY, format!("cannot be reached: {problem}"))
             }
             OutboundError::Redirect { to, .. } => {
-                // Where to is for the administrator: it may name hosts, or hold a key.
+                // Where to is for the administrator: it names hosts of the site.
                 tracing::warn!(to, "the upstream {:?} redirects", self.name);
                 (
                     StatusCode::BAD_GATEWAY,

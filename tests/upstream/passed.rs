@@ -106,11 +106,12 @@ fn refusals_come_back_and_the_upstreams_own_key_stays_out_of_them() {
 
 #[test]
 fn a_redirect_is_a_bad_gateway_and_where_it_leads_stays_in_the_log() {
-    let (near, far) = (Scripted::says(streamed(&events(&["lured"]))), "there.internal.example/key-in-a-path");
+    let (near, far) = (Scripted::says(streamed(&events(&["lured"]))), "there.internal.example/v1");
     for status in ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"] {
         let to = format!("http://{}/{far}", near.address);
-        let server =
-            Scripted::says(format!("HTTP/1.1 {status}\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n"));
+        let server = Scripted::says(format!(
+            "HTTP/1.1 {status}\r\nlocation: {to}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+        ));
         let hearth = only(&server.address.to_string(), "");
         for stream in [false, true] {
             let body = json!({"model": "far", "prompt": "a", "stream": stream}).to_string();

@@ -57,16 +57,29 @@ impl Docs {
     /// The best passages for a question, as GitLab reads them.
     async fn results(&self, question: String, count: usize) -> Vec<Value> {
         let Some(library) = self.library.clone() else { return Vec::new() };
-        let _turn = self.searches.acquire().await.expect("bug: the semaphore is never closed");
-        let work = tokio::task::spawn_blocking(move || match library.search(&question, count) {
+        let search = move || match library.search(&question, count) {
             Ok(found) => results(&found),
             Err(error) => {
                 tracing::error!(%error, "a search of the documentation failed");
                 Vec::new()
             }
-        });
-        work.await.unwrap_or_default()
+        };
+        bounded(&self.searches, search).await.unwrap_or_default()
     }
+}
+
+/// Works on a thread of its own when it is its turn. The turn ends with the work, which goes on when nobody waits for it
+/// any more. `None` if the work broke down.
+async fn bounded<T: Send + 'static>(
+    turns: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let turn = turns.clone().acquire_owned().await.expect("bug: the semaphore is never closed");
+    let work = move || {
+        let _turn = turn;
+        work()
+    };
+    tokio::task::spawn_blocking(work).await.ok()
 }
 
 /// As many as a model can read.
@@ -119,5 +132,29 @@ fn asked(body: &Object) -> Result<(String, usize), DuoError> {
     match payload.integer("page_size")?.unwrap_or(4) {
         count @ 1..=20 => Ok((question, count as usize)),
         count => Err(payload.wrong("page_size", &format!("must be from 1 to 20, not {count}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_question_that_nobody_waits_for_keeps_its_turn_until_its_search_ends() {
+        let turns = Arc::new(Semaphore::new(1));
+        let (begun, began) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let work = move || {
+            begun.send(()).unwrap();
+            let _ = ended.recv();
+        };
+        let mut asked = Box::pin(bounded(&turns, work));
+        assert!(futures::poll!(&mut asked).is_pending());
+        began.recv().unwrap();
+        drop(asked);
+        assert_eq!(turns.available_permits(), 0, "the search still runs");
+        end.send(()).unwrap();
+        assert_eq!(bounded(&turns, || 7).await, Some(7), "the next one's turn comes");
+        assert_eq!(turns.available_permits(), 1);
     }
 }
