@@ -414,6 +414,44 @@ fn keys_over_a_line_that_others_can_answer_are_an_error_or_told() {
 }
 
 #[test]
+fn keys_are_rotated_by_their_owner_or_by_root_and_by_nobody_else() {
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65_534;
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let place = state.display().to_string();
+    let rotate = ["keys", "rotate", "--state-dir", &place];
+    assert_eq!(out(&hearth(&rotate, &[])), "");
+    let keys = [state.join("jwt_signing.pem"), state.join("jwt_validation.pem")];
+    let before = keys.each_ref().map(|key| std::fs::read_to_string(key).unwrap());
+    // Where that user may execute it.
+    let binary = dir.path().join("hearth");
+    std::fs::copy(env!("CARGO_BIN_EXE_hearth"), &binary).unwrap();
+    let open = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
+    open(dir.path(), 0o755).unwrap();
+    for (mode, refusal) in [
+        (0o755, "the key that signs editors' tokens belongs to user"),
+        (0o777, "the key that signs editors' tokens belongs to user"),
+        (0o700, "the key that signs editors' tokens cannot be kept there: Permission denied"),
+    ] {
+        open(&state, mode).unwrap();
+        for revoke in [false, true] {
+            let mut command = Command::new(&binary);
+            command.args(rotate).args(revoke.then_some("--revoke")).uid(NOBODY).gid(NOBODY);
+            // Only root can be somebody else; for others there is nothing to see here.
+            let Ok(output) = command.output() else { return };
+            let (code, said) = failure(&output);
+            assert!(code == 3 && said.contains(refusal), "{mode:o}: {said}");
+            if mode != 0o700 {
+                assert!(said.contains("and this is user 65534") && said.contains("sudo -u '#"), "{said}");
+            }
+            let after = keys.each_ref().map(|key| std::fs::read_to_string(key).unwrap());
+            assert!(before == after, "mode {mode:o}: a key was replaced");
+        }
+    }
+}
+
+#[test]
 fn keys_that_root_rotates_stay_their_owners() {
     use std::os::unix::fs::{MetadataExt, chown};
     let dir = tempfile::tempdir().unwrap();

@@ -86,6 +86,29 @@ fn each_thing_that_is_wrong_is_named_with_what_to_do() {
     }
     gitlab.behave(Behaviour::Up);
 
+    gitlab.behave(Behaviour::WithoutDiscovery);
+    let report = doctor(&served, state, &[("HEARTH__GITLAB__URL", &url)]);
+    report.says("gitlab", " warn ", "gave one signature key");
+    report.says("gitlab", " warn ", "but not its issuer");
+    assert!(
+        report.text.contains("fix: tokens are good only if gitlab.url is also the URL"),
+        "{}",
+        report.text
+    );
+    gitlab.behave(Behaviour::Up);
+
+    // What lives at the root of the host says that it is not what lives below it.
+    let report = doctor(&served, state, &[("HEARTH__GITLAB__URL", &format!("{url}/gitlab"))]);
+    report.says("gitlab", " FAIL ", &format!("names issuer \"{url}\", which is not at {url}/gitlab"));
+    assert!(report.text.contains("with its path if GitLab lives below one"), "{}", report.text);
+    assert_eq!(report.code, 1);
+
+    // Over a line that others can read and answer; the name leads nowhere.
+    let plain = doctor(&served, state, &[("HEARTH__GITLAB__URL", "http://gitlab.invalid")]);
+    plain.says("line", " warn ", "gitlab.url is http://gitlab.invalid, without TLS");
+    assert!(plain.text.contains("fix: use https"), "{}", plain.text);
+    assert!(!report.text.contains("without TLS"), "this machine itself is no line: {}", report.text);
+
     // Another state directory has another signing key.
     let other = tempfile::tempdir().unwrap();
     let report = doctor(&served, other.path(), &[("HEARTH__GITLAB__URL", &url)]);

@@ -101,7 +101,7 @@ fn advice(error: &SourceError) -> &'static str {
         SourceError::Outbound(OutboundError::Redirect { .. }) => {
             "set gitlab.url to the address that it redirects to (often https instead of http)"
         }
-        SourceError::Status { .. } | SourceError::NoDocument { .. } => {
+        SourceError::Status { .. } | SourceError::NoDocument { .. } | SourceError::OtherPlace { .. } => {
             "what answers there is not GitLab: check gitlab.url, with its path if GitLab lives below one"
         }
         _ => "check gitlab.url",

@@ -71,6 +71,8 @@ fn rsa(key: &Value) -> Option<PublicKey> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use serde_json::json;
 
     use super::*;
@@ -94,7 +96,37 @@ mod tests {
         for odd in ["", "{}", "[]", "{\"keys\": {}}", "<html>"] {
             assert!(read(odd.as_bytes()).is_none(), "{odd}");
         }
-        let many: Vec<Value> = (0..40).map(|i| with("kid", json!(i.to_string()))).collect();
-        assert_eq!(read(json!({"keys": many}).to_string().as_bytes()).unwrap().len(), MOST);
+    }
+
+    #[test]
+    fn keys_beyond_the_most_are_left_out_and_the_log_says_so() {
+        let key =
+            |i: usize| json!({"kty": "RSA", "kid": i.to_string(), "use": "sig", "n": "AQAB", "e": "AQAB"});
+        let of = |count: usize| {
+            let keys: Vec<Value> = (0..count).map(key).collect();
+            let log = Arc::new(Mutex::new(Vec::new()));
+            let told = log.clone();
+            let subscriber = tracing_subscriber::fmt().with_writer(move || Log(told.clone())).finish();
+            let text = json!({"keys": keys}).to_string();
+            let read = tracing::subscriber::with_default(subscriber, || read(text.as_bytes()).unwrap().len());
+            (read, String::from_utf8(log.lock().unwrap().clone()).unwrap())
+        };
+        assert_eq!(of(MOST), (MOST, String::new()));
+        let (read, log) = of(MOST + 1);
+        assert_eq!(read, MOST);
+        assert!(log.contains("WARN") && log.contains("a set holds more than 32 keys"), "{log}");
+        assert!(log.contains("33"), "{log}");
+    }
+
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
     }
 }
