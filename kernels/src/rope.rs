@@ -59,6 +59,11 @@ impl RopeTable {
         self.positions
     }
 
+    /// Position after position, the cosines of all frequencies, then their sines.
+    pub fn turns(&self) -> &[f32] {
+        &self.turns
+    }
+
     fn at(&self, position: usize) -> (&[f32], &[f32]) {
         self.turns[position * 2 * self.frequencies..][..2 * self.frequencies].split_at(self.frequencies)
     }

@@ -34,10 +34,26 @@ fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
-/// Numbers on a device. Given back when dropped.
+/// An allocation. Given back when the last buffer in it is dropped.
+#[derive(Debug)]
+struct Memory {
+    device: Device,
+    address: u64,
+    bytes: usize,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `Buffer::new` with as many bytes, and nobody can name it any more.
+        unsafe { self.device.free(self.address, self.bytes) };
+    }
+}
+
+/// Numbers on a device: an allocation or a part of one. As on the device itself, nothing keeps two buffers of one
+/// allocation apart; work is done in order.
 #[derive(Debug)]
 pub struct Buffer<T: Plain> {
-    device: Device,
+    memory: Arc<Memory>,
     address: u64,
     length: usize,
     of: PhantomData<T>,
@@ -46,12 +62,20 @@ pub struct Buffer<T: Plain> {
 impl<T: Plain> Buffer<T> {
     /// Room for `length` numbers, whatever lies there.
     pub fn new(device: &Device, length: usize) -> Result<Self, DeviceError> {
-        let address = device.allocate((length * size_of::<T>()).max(1))?;
-        Ok(Self { device: device.clone(), address, length, of: PhantomData })
+        let bytes = (length * size_of::<T>()).max(1);
+        let address = device.allocate(bytes)?;
+        let memory = Arc::new(Memory { device: device.clone(), address, bytes });
+        Ok(Self { memory, address, length, of: PhantomData })
+    }
+
+    /// Numbers `at..at + length` of it. Kernels want 16-byte alignment.
+    pub fn part(&self, at: usize, length: usize) -> Self {
+        assert!(at + length <= self.length, "bug: {length} numbers at {at} of {}", self.length);
+        Self { memory: self.memory.clone(), address: self.at(at), length, of: PhantomData }
     }
 
     pub fn zeros(device: &Device, length: usize) -> Result<Self, DeviceError> {
-        let mut buffer = Self::new(device, length)?;
+        let buffer = Self::new(device, length)?;
         let piece = Host::<u8>::new(device, (length * size_of::<T>()).clamp(1, 1 << 22))?;
         let mut done = 0;
         while done < buffer.bytes() {
@@ -61,7 +85,6 @@ impl<T: Plain> Buffer<T> {
             done += bytes;
         }
         device.finish()?;
-        buffer.length = length;
         Ok(buffer)
     }
 
@@ -79,14 +102,14 @@ impl<T: Plain> Buffer<T> {
             return Ok(());
         }
         let bytes = bytes_of(values);
-        let mut piece = Host::<u8>::new(&self.device, bytes.len().min(1 << 24))?;
+        let mut piece = Host::<u8>::new(&self.memory.device, bytes.len().min(1 << 24))?;
         let (size, mut done) = (piece.len(), 0);
         for part in bytes.chunks(size) {
             piece[..part.len()].copy_from_slice(part);
             let to = self.address + (at * size_of::<T>() + done) as u64;
             // SAFETY: the part ends inside the buffer, and the piece is left alone until it is copied.
-            unsafe { self.device.copy_in(to, piece.as_ptr(), part.len())? };
-            self.device.finish()?;
+            unsafe { self.memory.device.copy_in(to, piece.as_ptr(), part.len())? };
+            self.memory.device.finish()?;
             done += part.len();
         }
         Ok(())
@@ -98,10 +121,10 @@ impl<T: Plain> Buffer<T> {
         if self.length == 0 {
             return Ok(all);
         }
-        let mut host = Host::<T>::new(&self.device, self.length)?;
+        let mut host = Host::<T>::new(&self.memory.device, self.length)?;
         // SAFETY: both have the same size, and the copy is waited for before anybody looks.
-        unsafe { self.device.copy_out(host.as_mut_ptr().cast(), self.address, self.bytes())? };
-        self.device.finish()?;
+        unsafe { self.memory.device.copy_out(host.as_mut_ptr().cast(), self.address, self.bytes())? };
+        self.memory.device.finish()?;
         all.extend_from_slice(&host);
         Ok(all)
     }
@@ -126,13 +149,6 @@ impl<T: Plain> Buffer<T> {
 
     pub fn bytes(&self) -> usize {
         self.length * size_of::<T>()
-    }
-}
-
-impl<T: Plain> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with as many bytes, and nobody can name it any more.
-        unsafe { self.device.free(self.address, self.bytes().max(1)) };
     }
 }
 

@@ -119,7 +119,8 @@ impl Emulated {
         match work {
             Work::Launch(launch) => {
                 let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-                let Launch { kernel, grid, threads, shared, values, .. } = launch;
+                let Launch { kernel, grid, threads, shared, .. } = launch;
+                let (values, _) = launch.arguments();
                 // SAFETY: the kernel's own arguments (checked at the launch); what they point to is the caller's promise.
                 unsafe {
                     let order = self.order as c_uint;
@@ -211,7 +212,7 @@ impl Driver for Emulated {
         let mut sizes = [0; 32];
         // SAFETY: the kernel was looked up in this library, and there is room for 32 sizes.
         let count = unsafe { (self.library.arguments)(launch.kernel.0 as c_int, sizes.as_mut_ptr()) };
-        let given: Vec<c_uint> = launch.sizes[..launch.count].iter().map(|size| (*size).into()).collect();
+        let given: Vec<c_uint> = launch.arguments().1.iter().map(|size| (*size).into()).collect();
         assert_eq!(&sizes[..count as usize], given, "bug: not the arguments of the kernel: {launch:?}");
         self.enqueue(Work::Launch(*launch));
         Ok(())

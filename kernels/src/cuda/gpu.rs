@@ -199,12 +199,15 @@ impl Driver for Gpu {
     unsafe fn launch(&self, launch: &Launch) -> Result<(), DeviceError> {
         let stream = self.bound()?;
         let function = self.state().functions[launch.kernel.0 as usize];
-        let mut pointers =
-            launch.values.each_ref().map(|value| std::ptr::from_ref(value).cast_mut().cast::<c_void>());
+        let (values, _) = launch.arguments();
+        let mut pointers = [std::ptr::null_mut::<c_void>(); 32];
+        for (pointer, value) in pointers.iter_mut().zip(values) {
+            *pointer = std::ptr::from_ref(value).cast_mut().cast();
+        }
         let [x, y, z] = launch.grid;
         // SAFETY: as promised by the caller; the driver copies the arguments before it returns.
         unsafe {
-            let arguments = &mut pointers[..launch.count];
+            let arguments = &mut pointers[..values.len()];
             result::launch_kernel(
                 function,
                 (x, y, z),

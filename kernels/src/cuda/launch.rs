@@ -9,15 +9,16 @@ const MOST: usize = 32;
 /// Built on the stack, so that a launch allocates nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch {
-    pub(super) kernel: Kernel,
-    pub(super) grid: [u32; 3],
-    pub(super) threads: u32,
+    /// What runs, and over which blocks of how many threads.
+    pub kernel: Kernel,
+    pub grid: [u32; 3],
+    pub threads: u32,
     /// Bytes of dynamic shared memory.
-    pub(super) shared: u32,
+    pub shared: u32,
     /// Each in the lowest bytes of its word.
-    pub(super) values: [u64; MOST],
-    pub(super) sizes: [u8; MOST],
-    pub(super) count: usize,
+    values: [u64; MOST],
+    sizes: [u8; MOST],
+    count: usize,
 }
 
 impl Launch {
@@ -72,6 +73,11 @@ impl Launch {
 
     pub fn real(self, value: f32) -> Self {
         self.value(value.to_bits().into(), 4)
+    }
+
+    /// The values, and the bytes of each that count.
+    pub fn arguments(&self) -> (&[u64], &[u8]) {
+        (&self.values[..self.count], &self.sizes[..self.count])
     }
 
     fn value(mut self, value: u64, size: u8) -> Self {
