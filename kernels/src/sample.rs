@@ -188,7 +188,7 @@ fn choose(logits: &[f32], best: f32, row: &SampleRow<'_>, scratch: &mut Scratch)
     unreachable!("bug: the weights of a row do not add up to their total");
 }
 
-fn changes(row: &SampleRow<'_>) -> bool {
+pub(crate) fn changes(row: &SampleRow<'_>) -> bool {
     !row.sampling.logit_bias.is_empty() || row.mask.is_some() || !row.seen.is_empty()
 }
 
@@ -243,7 +243,7 @@ fn filter(
     weigh: impl Fn(f32) -> u64,
     candidates: &mut Vec<(f32, u32)>,
 ) -> Kept {
-    let floor = ((f64::from(sampling.min_p) * UNIT as f64).ceil() as u64).clamp(1, UNIT);
+    let floor = floor(sampling);
     let weigh = |logit: f32| Some(weigh(logit)).filter(|weight| *weight >= floor).unwrap_or(0);
     let k = sampling.top_k as usize;
     let (by_count, by_mass) = (k > 0 && k < logits.len(), sampling.top_p < 1.0);
@@ -253,8 +253,7 @@ fn filter(
     }
     top(logits, if by_count { k } else { SHORT }, candidates);
     let mass = if by_count { candidates.iter().map(|(logit, _)| weigh(*logit)).sum() } else { all() };
-    let share = f64::from(sampling.top_p).clamp(0.0, 1.0);
-    let wanted = if by_mass { ((mass as f64 * share).ceil() as u64).clamp(1, mass) } else { mass };
+    let wanted = if by_mass { ((mass as f64 * share(sampling)).ceil() as u64).clamp(1, mass) } else { mass };
     let mut total = 0;
     for (logit, token) in &*candidates {
         total += weigh(*logit);
@@ -268,6 +267,16 @@ fn filter(
     );
     let (logit, token, total) = nucleus(candidates, wanted, weigh);
     Kept { logit, token, floor, total }
+}
+
+/// What a token has to weigh at least.
+pub(crate) fn floor(sampling: &Sampling) -> u64 {
+    ((f64::from(sampling.min_p) * UNIT as f64).ceil() as u64).clamp(1, UNIT)
+}
+
+/// The share of the weight that top-p wants; 1 is off.
+pub(crate) fn share(sampling: &Sampling) -> f64 {
+    f64::from(sampling.top_p).clamp(0.0, 1.0)
 }
 
 /// Better tokens first. Rows hold no NaN.

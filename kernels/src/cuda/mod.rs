@@ -13,6 +13,8 @@ pub mod emulated;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod launch;
+pub mod record;
 pub mod row;
+pub mod sample;
 pub mod skinny;
 pub mod stream;

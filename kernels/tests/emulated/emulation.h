@@ -42,6 +42,7 @@ struct alignas(16) float4 { float x, y, z, w; };
 #define __host__
 #define __shared__ static
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 
 namespace emulation {
@@ -366,6 +367,7 @@ inline unsigned __ballot_sync(unsigned mask, bool value) {
 inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
 inline bool __all_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) == 0xffffffffu; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(unsigned bits) { return __builtin_ffs((int)bits); }
 inline void __threadfence() {}
 
 // One thread runs at a time, so plain arithmetic is atomic.
@@ -389,10 +391,28 @@ inline unsigned __float_as_uint(float value) {
   return bits;
 }
 
+inline double __longlong_as_double(long long bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline long long __double_as_longlong(double value) {
+  long long bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return (unsigned long long)((unsigned __int128)a * b >> 64);
+}
+using std::max;
+using std::min;
+
 // Rounded each for itself: nothing here is contracted (-ffp-contract=off).
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
 inline int __float2int_rn(float value) { return (int)std::nearbyint(value); }
 inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }

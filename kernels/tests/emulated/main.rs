@@ -6,5 +6,6 @@
 mod faults;
 mod program;
 mod row;
+mod sample;
 mod skinny;
 mod tensor;

@@ -1,0 +1,4 @@
+#include "../../../cuda/sample.cu"
+#include "library.h"
+
+KERNEL(sample);
