@@ -47,6 +47,14 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&out)[4], con
                : "r"(shared_address(row)));
 }
 
+// Transposes an 8 x 8 matrix of 16-bit numbers over a warp: lane l gives columns 2 (l % 4) and + 1 of row l / 4 and gets
+// those of the transposed matrix, which are rows of column l / 4.
+__device__ __forceinline__ unsigned transpose_matrix(const unsigned word) {
+  unsigned out;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(word));
+  return out;
+}
+
 // sum[16][8] += a[16][16] * b[16][8] over a warp, bf16 into f32. With g = lane / 4 and t = lane % 4, pairs in a word:
 //   a[0], a[1]  rows g, g + 8, columns 2 t, + 1        a[2], a[3]  the same rows, columns 2 t + 8, + 9
 //   b[0], b[1]  rows 2 t, + 1 and 2 t + 8, + 9 of column g
@@ -68,5 +76,6 @@ using emulation::copy_wait;
 using emulation::load_matrices;
 using emulation::load_matrices_transposed;
 using emulation::multiply_add;
+using emulation::transpose_matrix;
 
 #endif

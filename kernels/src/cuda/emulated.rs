@@ -24,6 +24,7 @@ pub enum Order {
     Ascending,
     Descending,
     Shuffled,
+    WarpByWarp,
 }
 
 #[derive(Clone, Copy)]

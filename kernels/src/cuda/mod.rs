@@ -4,6 +4,7 @@
 //! generation served; nothing is compiled on the user's host but for generations that came later. All launch code stands
 //! on the seam in [`driver`] and is the same for a GPU and for the emulated device of the tests.
 
+pub mod attention;
 pub mod buffer;
 #[cfg(feature = "cuda")]
 pub mod device;

@@ -34,6 +34,7 @@ struct dim3 {
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(8) float2 { float x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
 
@@ -50,7 +51,8 @@ namespace emulation {
 constexpr unsigned WARP = 32;
 constexpr size_t STACK = 64 * 1024;
 
-enum class Order { Ascending, Descending, Shuffled };
+// WarpByWarp: a warp goes as far as it can before the next one begins, so that one is a whole barrier ahead.
+enum class Order { Ascending, Descending, Shuffled, WarpByWarp };
 enum class State { Ready, AtBlockBarrier, AtWarpBarrier, Returned };
 
 // A copy of 16 bytes that was begun and not waited for. No source: zeros.
@@ -146,20 +148,35 @@ inline bool release(size_t first, size_t end, State barrier) {
   return true;
 }
 
-inline void run_block(const std::vector<unsigned>& order) {
+// Resumes those of some fibers that are ready. Says whether there was one.
+inline bool resume(const unsigned* order, size_t count) {
+  bool moved = false;
+  for (size_t i = 0; i < count; ++i) {
+    Fiber& fiber = block->fibers[order[i]];
+    if (fiber.state != State::Ready) continue;
+    block->running = order[i];
+    go(block->scheduler, fiber.place);
+    moved = true;
+  }
+  return moved;
+}
+
+inline void run_block(const std::vector<unsigned>& order, bool warp_by_warp) {
   const size_t threads = block->threads;
   for (;;) {
     bool moved = false;
-    bool left = false;
-    for (unsigned i : order) {
-      Fiber& fiber = block->fibers[i];
-      if (fiber.state == State::Ready) {
-        block->running = i;
-        go(block->scheduler, fiber.place);
-        moved = true;
+    if (warp_by_warp) {
+      for (size_t first = 0; first < threads; first += WARP) {
+        while (resume(&order[first], WARP)) {
+          release(first, first + WARP, State::AtWarpBarrier);
+          moved = true;
+        }
       }
-      left |= fiber.state != State::Returned;
+    } else {
+      moved = resume(order.data(), threads);
     }
+    bool left = false;
+    for (size_t i = 0; i < threads; ++i) left |= block->fibers[i].state != State::Returned;
     for (size_t first = 0; first < threads; first += WARP) moved |= release(first, first + WARP, State::AtWarpBarrier);
     moved |= release(0, threads, State::AtBlockBarrier);
     if (!left) return;
@@ -215,7 +232,7 @@ inline void launch(Order order, unsigned seed, dim3 grid, dim3 size, std::functi
       current.dynamic.reset(static_cast<unsigned char*>(bytes));
       std::memset(current.dynamic.get(), 0xff, dynamic_bytes);
     }
-    run_block(turns);
+    run_block(turns, order == Order::WarpByWarp);
   }
   block = nullptr;
 }
@@ -297,6 +314,15 @@ inline void load_matrices_transposed(unsigned (&out)[4], const void* row) {
   });
 }
 
+inline unsigned transpose_matrix(unsigned word) {
+  unsigned out = 0;
+  const unsigned g = lane() / 4, t = lane() % 4;
+  together(&word, [&](auto of) {
+    for (unsigned i = 0; i < 2; ++i) out |= (*of((2 * t + i) * 4 + g / 2) >> g % 2 * 16 & 0xffffu) << 16 * i;
+  });
+  return out;
+}
+
 inline float half_of(unsigned word, unsigned which) {
   const unsigned bits = which ? word & 0xffff0000u : word << 16;
   float value;
@@ -312,14 +338,22 @@ inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned
   float result[4];
   const unsigned g = lane() / 4, t = lane() % 4;
   together(&mine, [&](auto of) {
-    for (unsigned i = 0; i < 4; ++i) {
-      const unsigned row = g + i / 2 * 8, column = 2 * t + i % 2;
-      double total = sum[i];
-      for (unsigned k = 0; k < 16; ++k) {
-        const float left = half_of(of(row % 8 * 4 + k % 8 / 2)->a[row / 8 + k / 8 * 2], k % 2);
-        const float right = half_of(of(column * 4 + k % 8 / 2)->b[k / 8], k % 2);
-        total += (double)left * right;
+    // The rows and columns of this lane's four elements, read once each.
+    double left[2][16], right[2][16];
+    for (unsigned pair = 0; pair < 4; ++pair) {
+      const Fragments& row = *of(g * 4 + pair);
+      const Fragments* const columns[2] = {of(2 * t * 4 + pair), of((2 * t + 1) * 4 + pair)};
+      for (unsigned i = 0; i < 2; ++i) {
+        for (unsigned k = 0; k < 4; ++k) {
+          const unsigned at = k / 2 * 8 + 2 * pair + k % 2;
+          left[i][at] = half_of(row.a[i + k / 2 * 2], k % 2);
+          right[i][at] = half_of(columns[i]->b[k / 2], k % 2);
+        }
       }
+    }
+    for (unsigned i = 0; i < 4; ++i) {
+      double total = sum[i];
+      for (unsigned k = 0; k < 16; ++k) total += left[i / 2][k] * right[i % 2][k];
       result[i] = (float)total;
     }
   });
@@ -377,6 +411,7 @@ template <typename T, typename V> T atomicMin(T* to, V value) { return std::exch
 template <typename T, typename V> T atomicOr(T* to, V value) { return std::exchange(*to, *to | (T)value); }
 
 template <typename T> T __ldg(const T* from) { return *from; }
+template <typename T> T __ldcg(const T* from) { return *from; }
 template <typename T> T __ldcs(const T* from) { return *from; }
 template <typename T> void __stcs(T* to, T value) { *to = value; }
 

@@ -3,7 +3,10 @@
 //!
 //! A file here for each file of kernels: `NAME.cc` launches them, `NAME.rs` makes the cases and holds the reference.
 
+mod attend_decode;
+mod attend_prompt;
 mod faults;
+mod paged;
 mod program;
 mod row;
 mod sample;

@@ -117,8 +117,8 @@ impl Case {
     }
 }
 
-/// The orders in which the emulation resumes threads: ascending, descending, shuffled.
-pub const ORDERS: [usize; 3] = [0, 1, 2];
+/// The orders in which the emulation resumes threads: ascending, descending, shuffled, each warp as far as it can.
+pub const ORDERS: [usize; 4] = [0, 1, 2, 3];
 
 /// Numbers in [-1, 1), the same for the same `seed`.
 pub fn numbers(seed: u32, count: usize) -> Vec<f32> {

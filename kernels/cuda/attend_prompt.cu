@@ -1,0 +1,323 @@
+// Paged causal attention of sequences with several rows in the step: the chunks of a prompt, which see what came before
+// them in the pages. Tensor cores, softmax on the way.
+//
+// out[row][head] = softmax(q . K * scale) V over the positions that the row sees, head size 64, 128 or 256. A block takes
+// 64 of the (row, query head of a group) pairs of a span, rows outermost, so that all heads of a group use one copy of the
+// keys in shared memory and the rows of a tile are close together whatever the group. Fused: scale, causal order, window,
+// softmax. Pages outside the window of the tile are not read.
+//
+// Bytes moved: q and out once; keys and values once per 64 / group rows, from the second-level cache (the
+// blocks that run together work on the same sequence: 4 KiB a position for 8 heads of 128). Arithmetic: 4 dim
+// multiply-adds a pair and position, 128 a byte of shared memory filled. Ceiling: the tensor cores through mma.sync, which
+// an H200 runs at about 60 % of its rate, and shared memory, whose loads feed two products each: about half of that rate.
+// Attention is 4 % of a prompt of 2,048 positions of a model of 7B, so this is not where its time goes.
+//
+// In flight: while a tile of keys (64 positions; 32 for heads of 256) is worked on the next is on its way, 32 KiB a block
+// and two blocks a multiprocessor; the block numbers of the one after that are read meanwhile.
+//
+// The bits of a row depend on its position, the window and what it sees, not on its chunk, its place in a tile, its
+// neighbours or the grid: tiles of keys begin at absolute multiples and are walked upwards, a tile of which a row sees
+// nothing changes nothing (its weights are zero and what was summed before is multiplied by one), and every row of a
+// product of the tensor cores is a sum of its own. They differ from those of attend_decode.cu, which adds pieces up.
+//
+// A short chunk far into a long sequence has few tiles (rows * group / 64 a head of keys), and a block walks all keys of
+// its own: below about 512 rows a step the device is not full. Drafts of a few rows belong to attend_decode.cu.
+
+#include "paged.cuh"
+#include "tensor.cuh"
+
+// Pairs of row and head to a block, as in attend_plan.cu: 16 a warp.
+constexpr unsigned PAIRS = 64;
+constexpr unsigned PROMPT_THREADS = PAIRS / 16 * LANES;
+
+template <unsigned DIM>
+struct Tile {
+  static constexpr unsigned COLUMNS = DIM / CHUNK;
+  // Positions of a tile of keys.
+  static constexpr unsigned KEYS = DIM == 256 ? 32 : 64;
+  static constexpr unsigned PAGES = KEYS / PAGE;
+  // Numbers of a tile of keys, or of values.
+  static constexpr unsigned NUMBERS = KEYS * DIM;
+  static constexpr unsigned SHARED = (PAIRS * DIM + 4 * NUMBERS) * 2;
+  // Queries stay in registers where there is room for them.
+  static constexpr bool HOLDS_QUERIES = DIM <= 128;
+};
+
+// The 64 pairs of an item.
+struct Item {
+  Span span;
+  unsigned head, group;
+  unsigned first, count;  // pairs of the span
+  unsigned start, end;    // positions that any of them sees
+
+  __device__ __forceinline__ unsigned row(const unsigned pair) const { return (first + pair) / group; }
+  // Which of the heads of all rows of the step.
+  __device__ __forceinline__ size_t place(const unsigned pair, const unsigned heads) const {
+    return (size_t)(span.row + row(pair)) * heads + head * group + (first + pair) % group;
+  }
+};
+
+// Begins to copy the queries of the item; zeros behind the last pair.
+template <unsigned DIM>
+__device__ __forceinline__ void begin_queries(
+    uint4* queries, const Item& item, const unsigned short* __restrict__ q, const unsigned heads) {
+  constexpr unsigned COLUMNS = Tile<DIM>::COLUMNS;
+#pragma unroll 4
+  for (unsigned i = threadIdx.x; i < PAIRS * COLUMNS; i += PROMPT_THREADS) {
+    const unsigned pair = i / COLUMNS, column = i % COLUMNS;
+    copy_async(queries + swizzled<COLUMNS>(pair, column), q + item.place(pair, heads) * DIM + column * CHUNK,
+               item.first + pair < item.count);
+  }
+}
+
+// The blocks of the pages of a tile of keys. What no row of the item sees has none: its table may name none any more.
+template <unsigned DIM>
+__device__ __forceinline__ void find_pages(
+    unsigned (&blocks)[Tile<DIM>::PAGES], const Item& item, const unsigned* __restrict__ tables, const unsigned tile) {
+#pragma unroll
+  for (unsigned i = 0; i < Tile<DIM>::PAGES; ++i) {
+    const unsigned page = tile * Tile<DIM>::PAGES + i;
+    const bool any = item.start / PAGE <= page && page * PAGE < item.end;
+    blocks[i] = any ? tables[item.span.table + page] : 0;
+  }
+}
+
+// Begins to copy a tile of keys or of values; zeros where no row of the item looks.
+template <unsigned DIM>
+__device__ __forceinline__ void begin_tile(
+    uint4* to, const unsigned short* __restrict__ cache, const unsigned (&blocks)[Tile<DIM>::PAGES], const Item& item,
+    const unsigned kv_heads, const unsigned tile) {
+  constexpr unsigned COLUMNS = Tile<DIM>::COLUMNS;
+  // Rows that the block copies at once: a part of a page, so that the page is known when the loop is unrolled.
+  constexpr unsigned ROWS = PROMPT_THREADS / COLUMNS;
+  static_assert(PAGE % ROWS == 0, "a round of copies lies within a page");
+  const unsigned column = threadIdx.x % COLUMNS;
+#pragma unroll
+  for (unsigned i = 0; i < Tile<DIM>::KEYS / ROWS; ++i) {
+    const unsigned row = i * ROWS + threadIdx.x / COLUMNS, at = tile * Tile<DIM>::KEYS + row;
+    const unsigned short* const page =
+        cache + ((size_t)blocks[i * ROWS / PAGE] * kv_heads + item.head) * (PAGE * DIM);
+    copy_async(to + swizzled<COLUMNS>(row, column), page + row % PAGE * DIM + column * CHUNK,
+               item.start <= at && at < item.end);
+  }
+}
+
+// What a warp knows of its 16 pairs after some tiles; a lane has pairs g and g + 8, g = lane / 4: the greatest score, the
+// sum of the weights (of its own columns) and the weighted values, columns 2 t and + 1 of every eight, t = lane % 4.
+template <unsigned DIM>
+struct Sums {
+  float most[2], sum[2];
+  float values[DIM / 8][4];
+};
+
+// The fragments of queries for 16 numbers of the head.
+template <unsigned DIM>
+__device__ __forceinline__ void load_query(unsigned (&out)[4], const uint4* queries, const unsigned k) {
+  const unsigned lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+  load_matrices(out, queries + swizzled<Tile<DIM>::COLUMNS>(warp * 16 + lane % 16, 2 * k + lane / 16));
+}
+
+// Adds a tile. `seen[i]` are the first and the last position that pair g + 8 i sees; `masked` says whether some pair of
+// the block does not see all of the tile.
+template <unsigned DIM>
+__device__ __forceinline__ void add_tile(
+    Sums<DIM>& sums, const unsigned (&held)[Tile<DIM>::HOLDS_QUERIES ? DIM / 16 : 1][4], const uint4* queries,
+    const uint4* keys, const uint4* values, const unsigned tile, const unsigned (&seen)[2][2], const bool masked,
+    const float sharpness) {
+  constexpr unsigned KEYS = Tile<DIM>::KEYS, COLUMNS = Tile<DIM>::COLUMNS;
+  const unsigned lane = threadIdx.x % LANES, t = lane % 4;
+
+  float scores[KEYS / 8][4] = {};
+#pragma unroll
+  for (unsigned k = 0; k < DIM / 16; ++k) {
+    unsigned query[4];
+    if constexpr (Tile<DIM>::HOLDS_QUERIES) {
+#pragma unroll
+      for (unsigned i = 0; i < 4; ++i) query[i] = held[k][i];
+    } else {
+      load_query<DIM>(query, queries, k);
+    }
+#pragma unroll
+    for (unsigned n = 0; n < KEYS / 16; ++n) {
+      unsigned key[4];
+      load_matrices(key, keys + swizzled<COLUMNS>(n * 16 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+      multiply_add(scores[2 * n], query, {key[0], key[1]});
+      multiply_add(scores[2 * n + 1], query, {key[2], key[3]});
+    }
+  }
+
+  if (masked) {
+#pragma unroll
+    for (unsigned n = 0; n < KEYS / 8; ++n) {
+#pragma unroll
+      for (unsigned i = 0; i < 4; ++i) {
+        const unsigned at = tile * KEYS + n * 8 + 2 * t + i % 2;
+        if (at < seen[i / 2][0] || at > seen[i / 2][1]) scores[n][i] = -INFINITY;
+      }
+    }
+  }
+
+  // Weights take the place of the scores, as the left side of the product with the values.
+  unsigned weights[KEYS / 16][4];
+  float shrink[2];
+#pragma unroll
+  for (unsigned half = 0; half < 2; ++half) {
+    float most = sums.most[half];
+#pragma unroll
+    for (unsigned n = 0; n < KEYS / 8; ++n) most = fmaxf(most, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+    most = fmaxf(most, __shfl_xor_sync(WHOLE_WARP, most, 1));
+    most = fmaxf(most, __shfl_xor_sync(WHOLE_WARP, most, 2));
+    // A pair that has seen nothing yet: weights of zero, not of no number.
+    const float base = most == -INFINITY ? 0.0f : most;
+    // One, exactly, where the greatest stays.
+    shrink[half] = power_of_two((sums.most[half] - base) * sharpness);
+    sums.most[half] = most;
+    const float shift = -base * sharpness;
+    float sum = 0.0f;
+#pragma unroll
+    for (unsigned n = 0; n < KEYS / 8; ++n) {
+      const unsigned word = pack_bf16(
+          power_of_two(fmaf(scores[n][2 * half], sharpness, shift)),
+          power_of_two(fmaf(scores[n][2 * half + 1], sharpness, shift)));
+      weights[n / 2][n % 2 * 2 + half] = word;
+      // The sum of what the values are multiplied with: the weights as they were rounded.
+      sum += first_of(word) + second_of(word);
+    }
+    sums.sum[half] = fmaf(sums.sum[half], shrink[half], sum);
+  }
+
+#pragma unroll
+  for (unsigned i = 0; i < DIM / 16; ++i) {
+#pragma unroll
+    for (unsigned j = 0; j < 4; ++j) {
+      sums.values[2 * i][j] *= shrink[j / 2];
+      sums.values[2 * i + 1][j] *= shrink[j / 2];
+    }
+#pragma unroll
+    for (unsigned k = 0; k < KEYS / 16; ++k) {
+      unsigned value[4];
+      load_matrices_transposed(value, values + swizzled<COLUMNS>(k * 16 + lane % 16, 2 * i + lane / 16));
+      multiply_add(sums.values[2 * i], weights[k], {value[0], value[1]});
+      multiply_add(sums.values[2 * i + 1], weights[k], {value[2], value[3]});
+    }
+  }
+}
+
+// Divides by the sums and writes the rows of the item, through the warp's own part of the queries' place.
+template <unsigned DIM>
+__device__ __forceinline__ void store_rows(
+    Sums<DIM>& sums, uint4* queries, const Item& item, const unsigned heads, unsigned short* __restrict__ out) {
+  constexpr unsigned COLUMNS = Tile<DIM>::COLUMNS;
+  const unsigned lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, g = lane / 4, t = lane % 4;
+  __syncwarp();
+#pragma unroll
+  for (unsigned half = 0; half < 2; ++half) {
+    float sum = sums.sum[half];
+    sum += __shfl_xor_sync(WHOLE_WARP, sum, 1);
+    sum += __shfl_xor_sync(WHOLE_WARP, sum, 2);
+    const float share = 1.0f / sum;
+#pragma unroll
+    for (unsigned n = 0; n < DIM / 8; ++n) {
+      ((unsigned*)(queries + swizzled<COLUMNS>(warp * 16 + g + 8 * half, n)))[t] =
+          pack_bf16(sums.values[n][2 * half] * share, sums.values[n][2 * half + 1] * share);
+    }
+  }
+  __syncwarp();
+#pragma unroll 4
+  for (unsigned i = lane; i < 16 * COLUMNS; i += LANES) {
+    const unsigned pair = warp * 16 + i / COLUMNS, column = i % COLUMNS;
+    if (item.first + pair < item.count) {
+      *(uint4*)(out + item.place(pair, heads) * DIM + column * CHUNK) = queries[swizzled<COLUMNS>(pair, column)];
+    }
+  }
+}
+
+// q and out: bf16, rows of kv_heads * group * DIM.
+template <unsigned DIM>
+__device__ __forceinline__ void attend_prompt(
+    const unsigned short* __restrict__ q, const unsigned short* __restrict__ keys,
+    const unsigned short* __restrict__ values, const unsigned* __restrict__ tables, const uint4* __restrict__ spans,
+    const uint2* __restrict__ tiles, const unsigned* __restrict__ tile_count, const unsigned kv_heads,
+    const unsigned group, const unsigned window, const float sharpness, unsigned short* __restrict__ out) {
+  using T = Tile<DIM>;
+  DYNAMIC_SHARED(uint4, queries);
+  // Keys and values of a tile, then those of the next.
+  uint4* const shared_tiles = queries + PAIRS * T::COLUMNS;
+  const unsigned lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+  const unsigned items = *tile_count * kv_heads;
+
+  // Heads of keys fastest: the longest walks of a span begin first.
+  for (unsigned number = blockIdx.x; number < items; number += gridDim.x) {
+    const uint2 which = tiles[number / kv_heads];
+    Item item;
+    item.span = span_of(spans[which.x]);
+    item.head = number % kv_heads;
+    item.group = group;
+    item.first = which.y * PAIRS;
+    item.count = item.span.rows * group;
+    const unsigned low = item.span.position + item.row(0);
+    const unsigned high =
+        item.span.position + item.row(item.first + PAIRS <= item.count ? PAIRS - 1 : item.count - 1 - item.first);
+    item.start = first_seen(low, window);
+    item.end = high + 1;
+    const unsigned first_tile = item.start / T::KEYS, last_tile = high / T::KEYS;
+
+    unsigned blocks[T::PAGES];
+    const auto begin = [&](const unsigned tile) {
+      if (tile <= last_tile) {
+        uint4* const to = shared_tiles + tile % 2 * (2 * T::KEYS * T::COLUMNS);
+        begin_tile<DIM>(to, keys, blocks, item, kv_heads, tile);
+        begin_tile<DIM>(to + T::KEYS * T::COLUMNS, values, blocks, item, kv_heads, tile);
+      }
+      copy_commit();
+      find_pages<DIM>(blocks, item, tables, tile + 1);
+    };
+    // Queries are the first group of copies, the first tile the second.
+    begin_queries<DIM>(queries, item, q, kv_heads * group);
+    copy_commit();
+    find_pages<DIM>(blocks, item, tables, first_tile);
+    begin(first_tile);
+    copy_wait<1>();
+    __syncthreads();
+
+    unsigned held[T::HOLDS_QUERIES ? DIM / 16 : 1][4];
+    if constexpr (T::HOLDS_QUERIES) {
+#pragma unroll
+      for (unsigned k = 0; k < DIM / 16; ++k) load_query<DIM>(held[k], queries, k);
+    }
+    unsigned seen[2][2];
+#pragma unroll
+    for (unsigned half = 0; half < 2; ++half) {
+      seen[half][1] = item.span.position + item.row(warp * 16 + lane / 4 + 8 * half);
+      seen[half][0] = first_seen(seen[half][1], window);
+    }
+    const unsigned last_start = first_seen(high, window);
+
+    Sums<DIM> sums = {{-INFINITY, -INFINITY}, {}, {}};
+#pragma unroll 1
+    for (unsigned tile = first_tile; tile <= last_tile; ++tile) {
+      copy_wait<0>();
+      // The tile is there for all, and all are done with the one before it, whose place the next one takes.
+      __syncthreads();
+      begin(tile + 1);
+      const uint4* const at = shared_tiles + tile % 2 * (2 * T::KEYS * T::COLUMNS);
+      const bool masked = tile * T::KEYS < last_start || (tile + 1) * T::KEYS > low + 1;
+      add_tile<DIM>(sums, held, queries, at, at + T::KEYS * T::COLUMNS, tile, seen, masked, sharpness);
+    }
+    store_rows<DIM>(sums, queries, item, kv_heads * group, out);
+    // The next item fills the same places.
+    __syncthreads();
+  }
+}
+
+#define ATTEND_PROMPT(DIM)                                                                                             \
+  extern "C" __global__ void __launch_bounds__(PROMPT_THREADS, 2) attend_prompt_##DIM(                                 \
+      const unsigned short* q, const unsigned short* keys, const unsigned short* values, const unsigned* tables,       \
+      const uint4* spans, const uint2* tiles, const unsigned* tile_count, unsigned kv_heads, unsigned group,           \
+      unsigned window, float sharpness, unsigned short* out) {                                                         \
+    attend_prompt<DIM>(q, keys, values, tables, spans, tiles, tile_count, kv_heads, group, window, sharpness, out);    \
+  }
+
+ATTEND_PROMPT(64)
+ATTEND_PROMPT(128)
+ATTEND_PROMPT(256)

@@ -1,0 +1,261 @@
+//! Attention over paged keys and values (`cuda/attend_plan.cu`, `attend_decode.cu`, `attend_prompt.cu`).
+//!
+//! A step plans once and attends in every layer: rows that are alone in their sequence, and those of short drafts, by
+//! pieces of their past; chunks of prompts by tiles of their rows. All three launches have grids of fixed size and read
+//! from the device what there is to do, so a captured step serves any lengths.
+
+use half::bf16;
+
+use super::buffer::Buffer;
+use super::driver::{Device, DeviceError, Kernel};
+use super::launch::Launch;
+use crate::paged::{BLOCK, Span};
+use crate::rope::Heads;
+
+const PLAN_THREADS: u32 = 256;
+const THREADS: u32 = 128;
+/// Sizes of a head that attend.
+const DIMS: [usize; 3] = [64, 128, 256];
+/// Query heads to a head of keys, at most.
+const MAX_GROUP: usize = 8;
+/// Numbers of a partial result before those of its heads.
+const FACTS: usize = 2 * MAX_GROUP;
+/// Pairs of a row and a head to a tile of a prompt.
+const PAIRS: usize = 64;
+/// The longest piece: as many pages as the warps of a block have lanes.
+pub const MAX_PIECE: usize = 4 * 32 * BLOCK;
+/// Words of a span on the device.
+pub const SPAN_WORDS: usize = 4;
+
+/// What stays the same from step to step.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub heads: Heads,
+    pub scale: f32,
+    /// How many positions a row sees; all if there is none.
+    pub window: Option<u32>,
+    /// Positions of a piece of a single row's past. A row's bits depend on it. More pieces fill the device when few
+    /// sequences run, and cost a partial result each: 256 is 3 % of the bytes for groups of four.
+    pub piece: usize,
+    /// Spans of at most so many rows are cut into pieces, each row on its own; the others are prompts.
+    pub split: usize,
+}
+
+/// The largest step.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub rows: usize,
+    pub spans: usize,
+    /// Pieces of all its rows: the sum of [`Shape::pieces`].
+    pub pieces: usize,
+}
+
+impl Shape {
+    /// How many pieces the row at `position` has.
+    pub fn pieces(&self, position: usize) -> usize {
+        let first = self.window.map_or(0, |window| (position + 1).saturating_sub(window as usize));
+        position / self.piece - first / self.piece + 1
+    }
+
+    fn group(&self) -> usize {
+        self.heads.q / self.heads.kv
+    }
+
+    /// Numbers of a partial result.
+    fn partial(&self) -> usize {
+        FACTS + self.group() * self.heads.dim
+    }
+
+    /// Tiles of all prompts of a step, at most.
+    fn tiles(&self, rows: usize, spans: usize) -> usize {
+        rows * self.group() / PAIRS + spans
+    }
+
+    fn check(&self) {
+        let Heads { q, kv, dim } = self.heads;
+        assert!(DIMS.contains(&dim), "bug: heads of {dim} numbers do not attend");
+        assert!(
+            kv > 0 && q > 0 && q.is_multiple_of(kv) && q / kv <= MAX_GROUP,
+            "bug: {q} query heads for {kv} heads of keys"
+        );
+        // A greatest score times a negative scale would be the least.
+        assert!(self.scale > 0.0 && self.scale.is_finite(), "bug: scores times {}", self.scale);
+        assert!(self.window != Some(0), "bug: a window of nothing");
+        assert!(
+            self.piece > 0 && self.piece.is_multiple_of(BLOCK) && self.piece <= MAX_PIECE,
+            "bug: pieces of {} positions",
+            self.piece
+        );
+    }
+}
+
+/// A span as the kernels read it.
+pub fn record(span: &Span) -> [u32; SPAN_WORDS] {
+    [span.row, span.rows, span.context - span.rows, span.table]
+}
+
+/// The sequences of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequences<'a> {
+    /// [`record`] of each.
+    pub spans: &'a Buffer<u32>,
+    /// One number: how many.
+    pub count: &'a Buffer<u32>,
+    pub tables: &'a Buffer<u32>,
+}
+
+/// Attention of one model: its kernels, and what they leave for one another.
+#[derive(Debug)]
+pub struct Attention {
+    device: Device,
+    shape: Shape,
+    limits: Limits,
+    plan: Kernel,
+    decode: Kernel,
+    prompt: Kernel,
+    decode_shared: u32,
+    prompt_shared: u32,
+    pieces: Buffer<u32>,
+    tiles: Buffer<u32>,
+    /// Of pieces and of tiles.
+    counts: Buffer<u32>,
+    partial: Buffer<f32>,
+    /// How many pieces of a row are done; zero between launches.
+    arrived: Buffer<u32>,
+}
+
+impl Attention {
+    pub fn load(device: &Device, shape: Shape, limits: Limits) -> Result<Self, DeviceError> {
+        shape.check();
+        let Limits { rows, spans, pieces } = limits;
+        assert!(rows > 0 && spans > 0 && pieces > 0, "bug: {limits:?}");
+        let dim = shape.heads.dim;
+        // As in the kernels: rings of a few pages for four warps; queries and two tiles of keys and values.
+        let (slots, tile) = match dim {
+            64 => (8, 64),
+            128 => (4, 64),
+            _ => (3, 32),
+        };
+        let decode_shared = 4 * slots * BLOCK * dim * 2;
+        let prompt_shared = (PAIRS + 4 * tile) * dim * 2;
+        let bytes = |n: usize| u32::try_from(n).expect("bug: the shared memory of a block fits 32 bits");
+        let (decode_shared, prompt_shared) = (bytes(decode_shared), bytes(prompt_shared));
+        let pairs = pieces * shape.heads.kv;
+        Ok(Self {
+            plan: device.kernel("attend_plan", 0)?,
+            decode: device.kernel(&format!("attend_decode_{dim}"), decode_shared)?,
+            prompt: device.kernel(&format!("attend_prompt_{dim}"), prompt_shared)?,
+            decode_shared,
+            prompt_shared,
+            pieces: Buffer::new(device, 8 * pieces)?,
+            tiles: Buffer::new(device, 2 * shape.tiles(rows, spans))?,
+            counts: Buffer::new(device, 2)?,
+            partial: Buffer::new(device, pairs * shape.partial())?,
+            arrived: Buffer::zeros(device, pairs)?,
+            device: device.clone(),
+            shape,
+            limits,
+        })
+    }
+
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Memory of the device that it holds.
+    pub fn bytes(&self) -> usize {
+        self.pieces.bytes()
+            + self.tiles.bytes()
+            + self.counts.bytes()
+            + self.partial.bytes()
+            + self.arrived.bytes()
+    }
+
+    /// Makes the lists of what there is to do, for all layers of the step. Before the first of them.
+    ///
+    /// The host keeps the promise of [`Limits`]: at most as many spans, rows and pieces.
+    pub fn plan(&self, sequences: Sequences<'_>) -> Result<(), DeviceError> {
+        let Sequences { spans, count, .. } = sequences;
+        assert!(
+            spans.len() >= SPAN_WORDS * self.limits.spans && !count.is_empty(),
+            "bug: a buffer is smaller than its shape"
+        );
+        let Shape { window, piece, split, .. } = self.shape;
+        let launch = Launch::new(self.plan, 1, PLAN_THREADS).buffer(spans).buffer(count);
+        let launch = launch.count(self.shape.group()).count(piece).number(window.unwrap_or(u32::MAX));
+        let launch = launch.count(split).buffer(&self.pieces).buffer(&self.tiles).buffer(&self.counts);
+        // SAFETY: the arguments are the kernel's; the lists have room for the largest step, which the host keeps to.
+        unsafe { launch.on(&*self.device) }
+    }
+
+    /// The attention of the planned single rows of `q`, bf16 `[rows, heads.q * dim]` and turned already, to the same rows
+    /// of `out`, over pages `[block][kv head][16][dim]`. The keys and values of the step are in the pages.
+    pub fn decode(
+        &self,
+        sequences: Sequences<'_>,
+        q: &Buffer<bf16>,
+        keys: &Buffer<bf16>,
+        values: &Buffer<bf16>,
+        out: &Buffer<bf16>,
+    ) -> Result<(), DeviceError> {
+        self.check(self.limits.rows, q, keys, values, out);
+        let Heads { kv, dim, .. } = self.shape.heads;
+        // As many blocks as shared memory lets run at once.
+        let blocks = self.device.multiprocessors() as usize * if dim == 256 { 2 } else { 3 };
+        let launch = Launch::new(self.decode, blocks, THREADS).shared(self.decode_shared);
+        let launch = launch.buffer(q).buffer(keys).buffer(values).buffer(sequences.tables);
+        let launch = launch.buffer(&self.pieces).buffer(&self.counts).count(kv).count(self.shape.group());
+        let launch = launch.real(self.sharpness()).buffer(&self.partial).buffer(&self.arrived).buffer(out);
+        // SAFETY: the arguments are the kernel's and the buffers hold the shape (asserted in `check`). The plan names
+        // rows of the step and places of the tables, whose blocks lie in the pages: the step was checked on the host.
+        unsafe { launch.on(&*self.device) }
+    }
+
+    /// The same for the other spans: chunks of prompts, in a step of at most `bucket` rows.
+    pub fn prompt(
+        &self,
+        bucket: usize,
+        sequences: Sequences<'_>,
+        q: &Buffer<bf16>,
+        keys: &Buffer<bf16>,
+        values: &Buffer<bf16>,
+        out: &Buffer<bf16>,
+    ) -> Result<(), DeviceError> {
+        self.check(bucket, q, keys, values, out);
+        assert!((1..=self.limits.rows).contains(&bucket), "bug: a step of {bucket} rows");
+        let Sequences { spans, tables, .. } = sequences;
+        let kv = self.shape.heads.kv;
+        let blocks = self.shape.tiles(bucket, self.limits.spans.min(bucket)) * kv;
+        let launch = Launch::new(self.prompt, blocks, THREADS).shared(self.prompt_shared);
+        let launch = launch.buffer(q).buffer(keys).buffer(values).buffer(tables).buffer(spans);
+        // The second count is that of tiles.
+        let launch = launch.buffer(&self.tiles).address(self.counts.address() + size_of::<u32>() as u64);
+        let launch = launch.count(kv).count(self.shape.group());
+        let launch = launch.number(self.shape.window.unwrap_or(u32::MAX)).real(self.sharpness()).buffer(out);
+        // SAFETY: as in `decode`.
+        unsafe { launch.on(&*self.device) }
+    }
+
+    /// Softmax works with powers of two.
+    fn sharpness(&self) -> f32 {
+        self.shape.scale * std::f32::consts::LOG2_E
+    }
+
+    fn check(
+        &self,
+        rows: usize,
+        q: &Buffer<bf16>,
+        keys: &Buffer<bf16>,
+        values: &Buffer<bf16>,
+        out: &Buffer<bf16>,
+    ) {
+        let Heads { q: heads, kv, dim } = self.shape.heads;
+        assert!(
+            q.len() >= rows * heads * dim
+                && out.len() >= rows * heads * dim
+                && keys.len().is_multiple_of(BLOCK * kv * dim)
+                && values.len() == keys.len(),
+            "bug: a buffer is smaller than its shape"
+        );
+    }
+}
