@@ -1,9 +1,11 @@
 //! The seam to a device, on the emulated one.
 
 use half::bf16;
+use hearth_kernels::Activation;
 use hearth_kernels::cuda::buffer::{Buffer, Host};
 use hearth_kernels::cuda::driver::{Device, DeviceError};
 use hearth_kernels::cuda::emulated::{Emulated, Order};
+use hearth_kernels::cuda::product::{Finish, Product};
 use hearth_kernels::cuda::skinny::{Class, Skinny};
 use hearth_kernels::cuda::stream::{Stream, number};
 
@@ -82,4 +84,33 @@ fn what_does_not_fit_and_what_is_not_there_is_told() {
     drop(held);
     assert!(Buffer::<u8>::new(&device, ROOM / 2 + 1).is_ok());
     assert_eq!(device.kernel("no_such", 0), Err(DeviceError::Kernel("no_such".into())));
+}
+
+#[test]
+#[ignore = "compiles C++: the full tier runs it"]
+fn a_row_of_a_product_has_the_same_bits_in_every_bucket() {
+    let device = device();
+    let (stream, product) = (Stream::load(&device).unwrap(), Product::load(&device).unwrap());
+    // Wide enough for every kind of tile on three multiprocessors.
+    let (n, k) = (528, 72);
+    let x = Buffer::<bf16>::new(&device, 200 * k).unwrap();
+    let w = Buffer::<bf16>::new(&device, n * k).unwrap();
+    stream.fill(&x, 1, 1.0).unwrap();
+    stream.fill(&w, 2, 1.0).unwrap();
+    let count = Buffer::of(&device, &[3u32]).unwrap();
+    let answers = [5, 30, 100, 200].map(|bucket| {
+        let y = Buffer::<f32>::zeros(&device, bucket * n).unwrap();
+        let bent = Buffer::<bf16>::zeros(&device, bucket * n / 2).unwrap();
+        let launch = |finish| product.launch(bucket, &count, &x, &w, (n, k), None, finish).unwrap();
+        launch(Finish::Set(&y));
+        launch(Finish::Add(&y));
+        launch(Finish::Gate(Activation::Silu, &bent));
+        let (y, bent) = (y.get().unwrap(), bent.get().unwrap());
+        assert!(y[3 * n..].iter().all(|v| *v == 0.0), "rows beyond the count");
+        (y[..3 * n].to_vec(), bent[..3 * n / 2].to_vec())
+    });
+    assert!(answers[0].0.iter().any(|v| *v != 0.0));
+    for other in &answers[1..] {
+        assert_eq!(*other, answers[0]);
+    }
 }

@@ -14,6 +14,7 @@ pub mod emulated;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod launch;
+pub mod product;
 pub mod record;
 pub mod row;
 pub mod sample;

@@ -7,6 +7,7 @@ mod attend_decode;
 mod attend_prompt;
 mod faults;
 mod paged;
+mod product;
 mod program;
 mod row;
 mod sample;
