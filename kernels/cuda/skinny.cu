@@ -17,39 +17,13 @@
 // k is a multiple of 8; x, w 16-byte aligned. Plain C++ with warp intrinsics, so that the emulation in tests/emulated
 // runs this file unchanged.
 
-#include "numbers.cuh"
-
-// Rows of w to a group of lanes: each input that was loaded and widened is used this often.
-constexpr unsigned TILE = 4;
-// 16-byte loads of each row of w that a lane has in flight.
-constexpr unsigned DEPTH = 2;
-
-// Adds the products of one chunk of TILE rows of w with every row of x, k ascending.
-template <unsigned ROWS>
-__device__ __forceinline__ void add_chunk(
-    float (&sum)[ROWS][TILE], const uint4* __restrict__ x, const unsigned chunks, const unsigned chunk,
-    const uint4 (&packed)[TILE]) {
-  float weight[TILE][CHUNK];
-#pragma unroll
-  for (unsigned t = 0; t < TILE; ++t) widen(packed[t], weight[t]);
-#pragma unroll
-  for (unsigned row = 0; row < ROWS; ++row) {
-    float input[CHUNK];
-    widen(__ldg(x + row * chunks + chunk), input);
-#pragma unroll
-    for (unsigned t = 0; t < TILE; ++t) {
-#pragma unroll
-      for (unsigned i = 0; i < CHUNK; ++i) sum[row][t] = fmaf(input[i], weight[t][i], sum[row][t]);
-    }
-  }
-}
+#include "skinny.cuh"
 
 // SPLIT warps share the k of one tile; a block has WARPS / SPLIT tiles.
 template <unsigned ROWS, unsigned SPLIT, unsigned WARPS>
 __device__ __forceinline__ void skinny(
     const uint4* __restrict__ x, const uint4* __restrict__ w, float* __restrict__ y, const unsigned n,
     const unsigned k) {
-  constexpr unsigned STRIDE = LANES * SPLIT;
   const unsigned lane = threadIdx.x % LANES;
   const unsigned warp = threadIdx.x / LANES;
   const unsigned part = warp % SPLIT;
@@ -62,30 +36,7 @@ __device__ __forceinline__ void skinny(
   for (unsigned t = 0; t < TILE; ++t) rows[t] = w + (size_t)(first + t < n ? first + t : n - 1) * chunks;
 
   float sum[ROWS][TILE] = {};
-  unsigned chunk = part * LANES + lane;
-  for (; chunk + (DEPTH - 1) * STRIDE < chunks; chunk += DEPTH * STRIDE) {
-    uint4 packed[DEPTH][TILE];
-#pragma unroll
-    for (unsigned d = 0; d < DEPTH; ++d) {
-#pragma unroll
-      for (unsigned t = 0; t < TILE; ++t) packed[d][t] = __ldcs(rows[t] + chunk + d * STRIDE);
-    }
-#pragma unroll
-    for (unsigned d = 0; d < DEPTH; ++d) add_chunk<ROWS>(sum, x, chunks, chunk + d * STRIDE, packed[d]);
-  }
-  for (; chunk < chunks; chunk += STRIDE) {
-    uint4 packed[TILE];
-#pragma unroll
-    for (unsigned t = 0; t < TILE; ++t) packed[t] = __ldcs(rows[t] + chunk);
-    add_chunk<ROWS>(sum, x, chunks, chunk, packed);
-  }
-
-  // Over the lanes.
-#pragma unroll
-  for (unsigned row = 0; row < ROWS; ++row) {
-#pragma unroll
-    for (unsigned t = 0; t < TILE; ++t) sum[row][t] = warp_sum(sum[row][t]);
-  }
+  sum_rows<ROWS, SPLIT>(sum, x, rows, chunks, part);
 
   if constexpr (SPLIT == 1) {
 #pragma unroll
