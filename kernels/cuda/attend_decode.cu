@@ -20,6 +20,11 @@
 // 128; 2 of 8 KiB for 256), without a barrier of the block: 12 warps of a multiprocessor have 144 KiB under way (8 and
 // 128 KiB for 256), where 4.3 TB/s at 1 us want 33 KiB. That covers the ends of pieces, where a block waits.
 //
+// Pages of e4m3 (with a scale for the keys of each head and one for the values) halve the bytes, and with them the time that
+// a page may take; the rings have as many bytes and twice the pages. Four numbers are widened to bf16 by bit
+// arithmetic and an exact multiplication a pair in 10 instructions: about 320 for a page of a head of 128, and 480 in all
+// where there is time for 880.
+//
 // Persistent blocks walk the device's list of pieces (attend_plan.cu), heads of keys fastest, as their pages are
 // neighbours in memory. The bits of a row depend on its own position, the window and the size of a piece: within a
 // piece page i goes to warp i % 4 and the warps are added in ascending order, as are the pieces of a row, whichever block
@@ -30,17 +35,17 @@
 
 constexpr unsigned WARPS = 4;
 constexpr unsigned THREADS = WARPS * LANES;
-// Query heads to a head of keys, at most: the half of a tile of the tensor cores.
+// Query heads to a head of keys, at most: the columns of a product of the tensor cores.
 constexpr unsigned GROUP = 8;
 // A partial result: maximum and sum of each head, then the heads.
 constexpr unsigned FACTS = 2 * GROUP;
 
-template <unsigned DIM>
+template <unsigned DIM, typename Number>
 struct Shape {
-  static constexpr unsigned COLUMNS = DIM / CHUNK;
-  static constexpr unsigned PAGE_BYTES = PAGE * DIM * 2;
+  static constexpr unsigned COLUMNS = DIM * Number::BYTES / 16;
+  static constexpr unsigned PAGE_BYTES = PAGE * DIM * Number::BYTES;
   // Pages of a warp's ring.
-  static constexpr unsigned SLOTS = DIM == 64 ? 8 : DIM == 128 ? 4 : 3;
+  static constexpr unsigned SLOTS = (DIM == 64 ? 8 : DIM == 128 ? 4 : 3) * (2 / Number::BYTES);
   static constexpr unsigned RING = SLOTS * PAGE_BYTES;
   // Floats of a head when the warps are added up: 4 more than needed, so that a warp writes to 32 banks.
   static constexpr unsigned STRIDE = DIM + 4;
@@ -49,36 +54,37 @@ struct Shape {
 
 // Begins to copy a page. Rows of positions outside [start, end) become zeros and are not read: what another sequence
 // left there must not matter, and zero times a number that is not one would not be zero.
-template <unsigned DIM>
+template <unsigned DIM, typename Number>
 __device__ __forceinline__ void begin_page(
-    unsigned char* slot, const unsigned short* page, const unsigned position, const unsigned start,
-    const unsigned end) {
-  constexpr unsigned COLUMNS = Shape<DIM>::COLUMNS;
+    unsigned char* slot, const unsigned char* page, const unsigned position, const unsigned start, const unsigned end) {
+  constexpr unsigned COLUMNS = Shape<DIM, Number>::COLUMNS;
   const unsigned lane = threadIdx.x % LANES;
 #pragma unroll
   for (unsigned i = 0; i < PAGE * COLUMNS / LANES; ++i) {
     const unsigned chunk = i * LANES + lane;
     const unsigned row = chunk / COLUMNS, at = position + row;
-    copy_async(slot + swizzled<COLUMNS>(row, chunk % COLUMNS) * 16, page + chunk * CHUNK, start <= at && at < end);
+    copy_async(slot + swizzled<COLUMNS>(row, chunk % COLUMNS) * 16, page + chunk * 16, start <= at && at < end);
   }
 }
 
-// The group's queries as the right side of the product: head g in column g, zeros where there is none.
-template <unsigned DIM>
+// The group's queries as the right side of the product: head g in column g, zeros where there is none. In which order
+// the numbers of a head are multiplied is that of the keys: with e4m3, four neighbours come in one word.
+template <unsigned DIM, typename Number>
 __device__ __forceinline__ void load_queries(
     unsigned (&queries)[DIM / 16][2], const unsigned short* __restrict__ q, const unsigned group) {
+  constexpr bool FOURS = Number::BYTES == 1;
   const unsigned lane = threadIdx.x % LANES, g = lane / 4, t = lane % 4;
-  const unsigned* const words = (const unsigned*)q + g * (DIM / 2) + t;
+  const unsigned* const words = (const unsigned*)q + g * (DIM / 2) + (FOURS ? 2 * t : t);
 #pragma unroll
   for (unsigned k = 0; k < DIM / 16; ++k) {
     queries[k][0] = g < group ? words[8 * k] : 0;
-    queries[k][1] = g < group ? words[8 * k + 4] : 0;
+    queries[k][1] = g < group ? words[8 * k + (FOURS ? 1 : 4)] : 0;
   }
 }
 
 // What a warp knows after some pages of heads 2 t and + 1, t = lane % 4: the greatest score, the sum of the weights (of
 // the positions lane / 4 and + 8 of each page) and the weighted values: of every 16 numbers of a head, lane / 4 of both
-// heads and lane / 4 + 8 of both.
+// heads and lane / 4 + 8 of both; with e4m3 the numbers lane / 4 * 2 and + 1.
 template <unsigned DIM>
 struct Running {
   float most[2], sum[2];
@@ -86,19 +92,28 @@ struct Running {
 };
 
 // Scores of a page of keys: positions lane / 4 and + 8 of heads 2 t and + 1; -inf where not seen.
-template <unsigned DIM>
+template <unsigned DIM, typename Number>
 __device__ __forceinline__ void score_page(
     float (&scores)[2][2], const unsigned (&queries)[DIM / 16][2], const unsigned char* slot, const unsigned position,
     const unsigned start, const unsigned end) {
-  constexpr unsigned COLUMNS = Shape<DIM>::COLUMNS;
+  constexpr unsigned COLUMNS = Shape<DIM, Number>::COLUMNS;
   const unsigned lane = threadIdx.x % LANES;
   // Two chains of sums, so that a product need not wait for the one before it.
   float sum[2][4] = {};
 #pragma unroll
-  for (unsigned k = 0; k < DIM / 16; ++k) {
+  for (unsigned i = 0; i < COLUMNS / 2; ++i) {
     unsigned keys[4];
-    load_matrices(keys, slot + swizzled<COLUMNS>(lane % 16, 2 * k + lane / 16) * 16);
-    multiply_add(sum[k % 2], keys, queries[k]);
+    load_matrices(keys, slot + swizzled<COLUMNS>(lane % 16, 2 * i + lane / 16) * 16);
+    if constexpr (Number::BYTES == 2) {
+      multiply_add(sum[i % 2], keys, queries[i]);
+    } else {
+#pragma unroll
+      for (unsigned j = 0; j < 2; ++j) {
+        const unsigned wide[4] = {lower_pair(keys[2 * j]), lower_pair(keys[2 * j + 1]), upper_pair(keys[2 * j]),
+                                  upper_pair(keys[2 * j + 1])};
+        multiply_add(sum[j], wide, queries[2 * i + j]);
+      }
+    }
   }
 #pragma unroll
   for (unsigned i = 0; i < 2; ++i) {
@@ -109,12 +124,13 @@ __device__ __forceinline__ void score_page(
   }
 }
 
-// Adds a page of values, weighted by the scores of its keys. `sharpness` is the scale of the scores times log2(e). Every
+// Adds a page of values, weighted by the scores of its keys. `sharpness` is what scores are multiplied with,
+// times log2(e). Every
 // page has a position that is seen, so the greatest score is a number.
-template <unsigned DIM>
+template <unsigned DIM, typename Number>
 __device__ __forceinline__ void add_page(
     Running<DIM>& running, const float (&scores)[2][2], const unsigned char* slot, const float sharpness) {
-  constexpr unsigned COLUMNS = Shape<DIM>::COLUMNS;
+  constexpr unsigned COLUMNS = Shape<DIM, Number>::COLUMNS;
   const unsigned lane = threadIdx.x % LANES;
   float shrink[2], weights[2][2];
 #pragma unroll
@@ -138,10 +154,24 @@ __device__ __forceinline__ void add_page(
   for (unsigned i = 0; i < DIM / 16; ++i) {
 #pragma unroll
     for (unsigned j = 0; j < 4; ++j) running.values[i][j] *= shrink[j % 2];
+  }
+#pragma unroll
+  for (unsigned i = 0; i < COLUMNS / 2; ++i) {
     unsigned values[4];
-    load_matrices_transposed(
-        values, slot + swizzled<COLUMNS>(lane / 16 * 8 + lane % 8, 2 * i + lane / 8 % 2) * 16);
-    multiply_add(running.values[i], values, right);
+    if constexpr (Number::BYTES == 2) {
+      load_matrices_transposed(
+          values, slot + swizzled<COLUMNS>(lane / 16 * 8 + lane % 8, 2 * i + lane / 8 % 2) * 16);
+      multiply_add(running.values[i], values, right);
+    } else {
+      // Two neighbours of a position move as one number of 16 bits: the first are the upper rows, the second the lower.
+      load_matrices_transposed(values, slot + swizzled<COLUMNS>(lane % 16, 2 * i + lane / 16) * 16);
+#pragma unroll
+      for (unsigned j = 0; j < 2; ++j) {
+        const unsigned wide[4] = {even_pair(values[2 * j]), odd_pair(values[2 * j]), even_pair(values[2 * j + 1]),
+                                  odd_pair(values[2 * j + 1])};
+        multiply_add(running.values[2 * i + j], wide, right);
+      }
+    }
   }
 }
 
@@ -170,16 +200,17 @@ __device__ __forceinline__ Total add_up(const unsigned count, const float sharpn
   return total;
 }
 
-// Four numbers of the attention, as the product with the output weight reads them.
-__device__ __forceinline__ void store(unsigned short* out, const Total& total) {
-  const float share = 1.0f / total.sum;
+// Four numbers of the attention, as the product with the output weight reads them. `worth` is what a stored value is
+// worth.
+__device__ __forceinline__ void store(unsigned short* out, const Total& total, const float worth) {
+  const float share = worth / total.sum;
   *(uint2*)out = {
       pack_bf16(total.values.x * share, total.values.y * share),
       pack_bf16(total.values.z * share, total.values.w * share)};
 }
 
 // Partial results of the warps of a block, in shared memory.
-template <unsigned DIM>
+template <unsigned STRIDE>
 struct OfWarps {
   const float (*facts)[FACTS];
   const float* place;
@@ -188,7 +219,7 @@ struct OfWarps {
   __device__ __forceinline__ float most(const unsigned i) const { return facts[i][2 * head]; }
   __device__ __forceinline__ float sum(const unsigned i) const { return facts[i][2 * head + 1]; }
   __device__ __forceinline__ float4 values(const unsigned i) const {
-    return *(const float4*)(place + (i * GROUP + head) * Shape<DIM>::STRIDE + at);
+    return *(const float4*)(place + (i * GROUP + head) * STRIDE + at);
   }
 };
 
@@ -211,13 +242,14 @@ struct OfPieces {
 
 // q and out: bf16, rows of kv_heads * group * DIM. partial: FACTS + group * DIM f32 for every piece and head of keys. arrived:
 // a count for every piece and head of keys, zero before the first launch; each launch leaves zeros behind. A piece has at most WARPS * LANES pages.
-template <unsigned DIM>
+// scales, of e4m3: what the keys of each head were multiplied with, then the values.
+template <unsigned DIM, typename Number>
 __device__ __forceinline__ void attend_decode(
-    const unsigned short* __restrict__ q, const unsigned short* __restrict__ keys,
-    const unsigned short* __restrict__ values, const unsigned* __restrict__ tables, const uint4* __restrict__ pieces,
-    const unsigned* __restrict__ piece_count, const unsigned kv_heads, const unsigned group, const float sharpness,
+    const unsigned short* __restrict__ q, const unsigned char* __restrict__ keys,
+    const unsigned char* __restrict__ values, const float* __restrict__ scales, const unsigned* __restrict__ tables, const uint4* __restrict__ pieces,
+    const unsigned* __restrict__ piece_count, const unsigned kv_heads, const unsigned group, const float scale_log2,
     float* partial, unsigned* arrived, unsigned short* __restrict__ out) {
-  using S = Shape<DIM>;
+  using S = Shape<DIM, Number>;
   DYNAMIC_SHARED(unsigned char, rings);
   __shared__ float facts[WARPS][FACTS];
   __shared__ bool last;
@@ -229,6 +261,11 @@ __device__ __forceinline__ void attend_decode(
   for (unsigned item = blockIdx.x; item < items; item += gridDim.x) {
     const unsigned piece = item / kv_heads, head = item % kv_heads;
     const uint4 what = pieces[2 * piece];
+    float sharpness = scale_log2, worth = 1.0f;
+    if constexpr (Number::BYTES == 1) {
+      sharpness /= scales[head];
+      worth /= scales[kv_heads + head];
+    }
     const unsigned row = what.x, start = what.z, end = what.w;
     const unsigned first_page = start / PAGE + warp, last_page = (end - 1) / PAGE;
     const unsigned pages = first_page > last_page ? 0 : (last_page - first_page) / WARPS + 1;
@@ -242,9 +279,9 @@ __device__ __forceinline__ void attend_decode(
       const unsigned page = begun / 2;
       const unsigned from = __shfl_sync(WHOLE_WARP, block, page % LANES);
       if (page < pages) {
-        const unsigned short* const cache = begun % 2 ? values : keys;
-        begin_page<DIM>(ring + to * S::PAGE_BYTES, cache + ((size_t)from * kv_heads + head) * (PAGE * DIM),
-                        (first_page + page * WARPS) * PAGE, start, end);
+        const unsigned char* const cache = begun % 2 ? values : keys;
+        begin_page<DIM, Number>(ring + to * S::PAGE_BYTES, cache + ((size_t)from * kv_heads + head) * S::PAGE_BYTES,
+                                (first_page + page * WARPS) * PAGE, start, end);
       }
       copy_commit();
       ++begun;
@@ -255,7 +292,7 @@ __device__ __forceinline__ void attend_decode(
 
     const size_t place = ((size_t)row * kv_heads + head) * (group * DIM);
     unsigned queries[DIM / 16][2];
-    load_queries<DIM>(queries, q + place, group);
+    load_queries<DIM, Number>(queries, q + place, group);
 
     Running<DIM> running = {{-INFINITY, -INFINITY}, {}, {}};
     unsigned slot = 0;
@@ -271,8 +308,8 @@ __device__ __forceinline__ void attend_decode(
 #pragma unroll 1
     for (unsigned i = 0; i < pages; ++i) {
       float scores[2][2];
-      score_page<DIM>(scores, queries, next(), (first_page + i * WARPS) * PAGE, start, end);
-      add_page<DIM>(running, scores, next(), sharpness);
+      score_page<DIM, Number>(scores, queries, next(), (first_page + i * WARPS) * PAGE, start, end);
+      add_page<DIM, Number>(running, scores, next(), sharpness);
     }
 #pragma unroll
     for (unsigned i = 0; i < 2; ++i) {
@@ -291,11 +328,13 @@ __device__ __forceinline__ void attend_decode(
         facts[warp][2 * (2 * t + i)] = running.most[i];
         facts[warp][2 * (2 * t + i) + 1] = running.sum[i];
       }
-      float* const head_results = results + (warp * GROUP + 2 * t + i) * S::STRIDE + g;
+      // Of each 16 numbers, where the first of the lane is, and how far behind it the second.
+      constexpr unsigned FIRST = Number::BYTES == 2 ? 1 : 2, SECOND = Number::BYTES == 2 ? 8 : 1;
+      float* const head_results = results + (warp * GROUP + 2 * t + i) * S::STRIDE + g * FIRST;
 #pragma unroll
       for (unsigned j = 0; j < DIM / 16; ++j) {
         head_results[16 * j] = running.values[j][i];
-        head_results[16 * j + 8] = running.values[j][2 + i];
+        head_results[16 * j + SECOND] = running.values[j][2 + i];
       }
     }
     __syncthreads();
@@ -306,9 +345,9 @@ __device__ __forceinline__ void attend_decode(
     float* const mine = partial + (size_t)item * record;
     for (unsigned i = threadIdx.x; i < group * (DIM / 4); i += THREADS) {
       const unsigned of = i / (DIM / 4), at = i % (DIM / 4) * 4;
-      const Total total = add_up(WARPS, sharpness, OfWarps<DIM>{facts, results, of, at});
+      const Total total = add_up(WARPS, sharpness, OfWarps<S::STRIDE>{facts, results, of, at});
       if (count == 1) {
-        store(out + place + of * DIM + at, total);
+        store(out + place + of * DIM + at, total, worth);
       } else {
         if (at == 0) *(float2*)(mine + 2 * of) = {total.most, total.sum};
         *(float4*)(mine + FACTS + of * DIM + at) = total.values;
@@ -330,7 +369,7 @@ __device__ __forceinline__ void attend_decode(
         for (unsigned i = threadIdx.x; i < group * (DIM / 4); i += THREADS) {
           const unsigned of = i / (DIM / 4), at = i % (DIM / 4) * 4;
           store(out + place + of * DIM + at,
-                add_up(count, sharpness, OfPieces<DIM>{from, kv_heads * record, of, at}));
+                add_up(count, sharpness, OfPieces<DIM>{from, kv_heads * record, of, at}), worth);
         }
       }
     }
@@ -340,14 +379,25 @@ __device__ __forceinline__ void attend_decode(
 }
 
 #define ATTEND_DECODE(DIM, BLOCKS)                                                                                     \
-  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_decode_##DIM(                                   \
-      const unsigned short* q, const unsigned short* keys, const unsigned short* values, const unsigned* tables,       \
-      const uint4* pieces, const unsigned* piece_count, unsigned kv_heads, unsigned group, float sharpness,            \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_decode_bf16_##DIM(                              \
+      const unsigned short* q, const unsigned char* keys, const unsigned char* values, const unsigned* tables,         \
+      const uint4* pieces, const unsigned* piece_count, unsigned kv_heads, unsigned group, float scale_log2,           \
       float* partial, unsigned* arrived, unsigned short* out) {                                                        \
-    attend_decode<DIM>(q, keys, values, tables, pieces, piece_count, kv_heads, group, sharpness, partial, arrived,     \
-                       out);                                                                                           \
+    attend_decode<DIM, Bf16>(q, keys, values, nullptr, tables, pieces, piece_count, kv_heads, group, scale_log2,       \
+                             partial, arrived, out);                                                                   \
+  }
+
+#define ATTEND_DECODE_E4M3(DIM, BLOCKS)                                                                                \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_decode_e4m3_##DIM(                              \
+      const unsigned short* q, const unsigned char* keys, const unsigned char* values, const float* scales,            \
+      const unsigned* tables, const uint4* pieces, const unsigned* piece_count, unsigned kv_heads, unsigned group,     \
+      float scale_log2, float* partial, unsigned* arrived, unsigned short* out) {                                      \
+    attend_decode<DIM, E4m3>(q, keys, values, scales, tables, pieces, piece_count, kv_heads, group, scale_log2,        \
+                             partial, arrived, out);                                                                   \
   }
 
 ATTEND_DECODE(64, 3)
 ATTEND_DECODE(128, 3)
 ATTEND_DECODE(256, 2)
+ATTEND_DECODE_E4M3(128, 3)
+ATTEND_DECODE_E4M3(256, 2)

@@ -15,6 +15,9 @@
 // In flight: while a tile of keys (64 positions; 32 for heads of 256) is worked on the next is on its way, 32 KiB a block
 // and two blocks a multiprocessor; the block numbers of the one after that are read meanwhile.
 //
+// Pages of e4m3 are widened to bf16 by each warp for itself, about nine instructions a product of the tensor cores: they
+// save memory, not time, and a prompt is slower with them.
+//
 // The bits of a row depend on its position, the window and what it sees, not on its chunk, its place in a tile, its
 // neighbours or the grid: tiles of keys begin at absolute multiples and are walked upwards, a tile of which a row sees
 // nothing changes nothing (its weights are zero and what was summed before is multiplied by one), and every row of a
@@ -30,15 +33,18 @@
 constexpr unsigned PAIRS = 64;
 constexpr unsigned PROMPT_THREADS = PAIRS / 16 * LANES;
 
-template <unsigned DIM>
+template <unsigned DIM, typename Number>
 struct Tile {
-  static constexpr unsigned COLUMNS = DIM / CHUNK;
+  // 16-byte chunks of a row of queries, and of one of keys or values.
+  static constexpr unsigned QUERY_COLUMNS = DIM / CHUNK;
+  static constexpr unsigned COLUMNS = DIM * Number::BYTES / 16;
   // Positions of a tile of keys.
   static constexpr unsigned KEYS = DIM == 256 ? 32 : 64;
   static constexpr unsigned PAGES = KEYS / PAGE;
-  // Numbers of a tile of keys, or of values.
-  static constexpr unsigned NUMBERS = KEYS * DIM;
-  static constexpr unsigned SHARED = (PAIRS * DIM + 4 * NUMBERS) * 2;
+  static constexpr unsigned PAGE_BYTES = PAGE * DIM * Number::BYTES;
+  // Chunks of a tile of keys, or of values.
+  static constexpr unsigned CHUNKS = KEYS * COLUMNS;
+  static constexpr unsigned SHARED = (PAIRS * QUERY_COLUMNS + 4 * CHUNKS) * 16;
   // Queries stay in registers where there is room for them.
   static constexpr bool HOLDS_QUERIES = DIM <= 128;
 };
@@ -61,7 +67,7 @@ struct Item {
 template <unsigned DIM>
 __device__ __forceinline__ void begin_queries(
     uint4* queries, const Item& item, const unsigned short* __restrict__ q, const unsigned heads) {
-  constexpr unsigned COLUMNS = Tile<DIM>::COLUMNS;
+  constexpr unsigned COLUMNS = DIM / CHUNK;
 #pragma unroll 4
   for (unsigned i = threadIdx.x; i < PAIRS * COLUMNS; i += PROMPT_THREADS) {
     const unsigned pair = i / COLUMNS, column = i % COLUMNS;
@@ -71,78 +77,104 @@ __device__ __forceinline__ void begin_queries(
 }
 
 // The blocks of the pages of a tile of keys. What no row of the item sees has none: its table may name none any more.
-template <unsigned DIM>
+template <unsigned PAGES>
 __device__ __forceinline__ void find_pages(
-    unsigned (&blocks)[Tile<DIM>::PAGES], const Item& item, const unsigned* __restrict__ tables, const unsigned tile) {
+    unsigned (&blocks)[PAGES], const Item& item, const unsigned* __restrict__ tables, const unsigned tile) {
 #pragma unroll
-  for (unsigned i = 0; i < Tile<DIM>::PAGES; ++i) {
-    const unsigned page = tile * Tile<DIM>::PAGES + i;
+  for (unsigned i = 0; i < PAGES; ++i) {
+    const unsigned page = tile * PAGES + i;
     const bool any = item.start / PAGE <= page && page * PAGE < item.end;
     blocks[i] = any ? tables[item.span.table + page] : 0;
   }
 }
 
 // Begins to copy a tile of keys or of values; zeros where no row of the item looks.
-template <unsigned DIM>
+template <unsigned DIM, typename Number>
 __device__ __forceinline__ void begin_tile(
-    uint4* to, const unsigned short* __restrict__ cache, const unsigned (&blocks)[Tile<DIM>::PAGES], const Item& item,
-    const unsigned kv_heads, const unsigned tile) {
-  constexpr unsigned COLUMNS = Tile<DIM>::COLUMNS;
+    uint4* to, const unsigned char* __restrict__ cache, const unsigned (&blocks)[Tile<DIM, Number>::PAGES],
+    const Item& item, const unsigned kv_heads, const unsigned tile) {
+  using T = Tile<DIM, Number>;
   // Rows that the block copies at once: a part of a page, so that the page is known when the loop is unrolled.
-  constexpr unsigned ROWS = PROMPT_THREADS / COLUMNS;
+  constexpr unsigned ROWS = PROMPT_THREADS / T::COLUMNS;
   static_assert(PAGE % ROWS == 0, "a round of copies lies within a page");
-  const unsigned column = threadIdx.x % COLUMNS;
+  const unsigned column = threadIdx.x % T::COLUMNS;
 #pragma unroll
-  for (unsigned i = 0; i < Tile<DIM>::KEYS / ROWS; ++i) {
-    const unsigned row = i * ROWS + threadIdx.x / COLUMNS, at = tile * Tile<DIM>::KEYS + row;
-    const unsigned short* const page =
-        cache + ((size_t)blocks[i * ROWS / PAGE] * kv_heads + item.head) * (PAGE * DIM);
-    copy_async(to + swizzled<COLUMNS>(row, column), page + row % PAGE * DIM + column * CHUNK,
+  for (unsigned i = 0; i < T::KEYS / ROWS; ++i) {
+    const unsigned row = i * ROWS + threadIdx.x / T::COLUMNS, at = tile * T::KEYS + row;
+    const unsigned char* const page =
+        cache + ((size_t)blocks[i * ROWS / PAGE] * kv_heads + item.head) * T::PAGE_BYTES;
+    copy_async(to + swizzled<T::COLUMNS>(row, column), page + (row % PAGE * T::COLUMNS + column) * 16,
                item.start <= at && at < item.end);
   }
 }
 
 // What a warp knows of its 16 pairs after some tiles; a lane has pairs g and g + 8, g = lane / 4: the greatest score, the
-// sum of the weights (of its own columns) and the weighted values, columns 2 t and + 1 of every eight, t = lane % 4.
+// sum of the weights (of its own columns) and the weighted values, columns 2 t and + 1 of every eight, t = lane % 4; with
+// e4m3 columns 4 t and + 2 of every sixteen, then 4 t + 1 and + 3.
 template <unsigned DIM>
 struct Sums {
   float most[2], sum[2];
   float values[DIM / 8][4];
 };
 
-// The fragments of queries for 16 numbers of the head.
-template <unsigned DIM>
+// The fragments of queries for 16 numbers of the head, in the order that keys have: with e4m3, four neighbours of a
+// position come in one word.
+template <unsigned DIM, typename Number>
 __device__ __forceinline__ void load_query(unsigned (&out)[4], const uint4* queries, const unsigned k) {
-  const unsigned lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-  load_matrices(out, queries + swizzled<Tile<DIM>::COLUMNS>(warp * 16 + lane % 16, 2 * k + lane / 16));
+  constexpr unsigned COLUMNS = DIM / CHUNK;
+  const unsigned lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, g = lane / 4, t = lane % 4;
+  if constexpr (Number::BYTES == 2) {
+    load_matrices(out, queries + swizzled<COLUMNS>(warp * 16 + lane % 16, 2 * k + lane / 16));
+  } else {
+#pragma unroll
+    for (unsigned half = 0; half < 2; ++half) {
+      const uint2 four = ((const uint2*)(queries + swizzled<COLUMNS>(warp * 16 + g + 8 * half, 2 * k + t / 2)))[t % 2];
+      out[half] = four.x;
+      out[2 + half] = four.y;
+    }
+  }
 }
 
 // Adds a tile. `seen[i]` are the first and the last position that pair g + 8 i sees; `masked` says whether some pair of
-// the block does not see all of the tile.
-template <unsigned DIM>
+// the block does not see all of the tile; `sharpness` is what scores are multiplied with, times log2(e).
+template <unsigned DIM, typename Number>
 __device__ __forceinline__ void add_tile(
-    Sums<DIM>& sums, const unsigned (&held)[Tile<DIM>::HOLDS_QUERIES ? DIM / 16 : 1][4], const uint4* queries,
+    Sums<DIM>& sums, const unsigned (&held)[Tile<DIM, Number>::HOLDS_QUERIES ? DIM / 16 : 1][4], const uint4* queries,
     const uint4* keys, const uint4* values, const unsigned tile, const unsigned (&seen)[2][2], const bool masked,
     const float sharpness) {
-  constexpr unsigned KEYS = Tile<DIM>::KEYS, COLUMNS = Tile<DIM>::COLUMNS;
+  using T = Tile<DIM, Number>;
+  constexpr unsigned KEYS = T::KEYS, COLUMNS = T::COLUMNS;
   const unsigned lane = threadIdx.x % LANES, t = lane % 4;
 
   float scores[KEYS / 8][4] = {};
 #pragma unroll
   for (unsigned k = 0; k < DIM / 16; ++k) {
     unsigned query[4];
-    if constexpr (Tile<DIM>::HOLDS_QUERIES) {
+    if constexpr (T::HOLDS_QUERIES) {
 #pragma unroll
       for (unsigned i = 0; i < 4; ++i) query[i] = held[k][i];
     } else {
-      load_query<DIM>(query, queries, k);
+      load_query<DIM, Number>(query, queries, k);
     }
+    if constexpr (Number::BYTES == 2) {
 #pragma unroll
-    for (unsigned n = 0; n < KEYS / 16; ++n) {
-      unsigned key[4];
-      load_matrices(key, keys + swizzled<COLUMNS>(n * 16 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-      multiply_add(scores[2 * n], query, {key[0], key[1]});
-      multiply_add(scores[2 * n + 1], query, {key[2], key[3]});
+      for (unsigned n = 0; n < KEYS / 16; ++n) {
+        unsigned key[4];
+        load_matrices(key, keys + swizzled<COLUMNS>(n * 16 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+        multiply_add(scores[2 * n], query, {key[0], key[1]});
+        multiply_add(scores[2 * n + 1], query, {key[2], key[3]});
+      }
+    } else {
+      // A chunk has 16 numbers of a position: a load has those of 32 positions.
+#pragma unroll
+      for (unsigned n = 0; n < KEYS / 32; ++n) {
+        unsigned key[4];
+        load_matrices(key, keys + swizzled<COLUMNS>(n * 32 + lane, k));
+#pragma unroll
+        for (unsigned i = 0; i < 4; ++i) {
+          multiply_add(scores[4 * n + i], query, {lower_pair(key[i]), upper_pair(key[i])});
+        }
+      }
     }
   }
 
@@ -193,21 +225,37 @@ __device__ __forceinline__ void add_tile(
       sums.values[2 * i][j] *= shrink[j / 2];
       sums.values[2 * i + 1][j] *= shrink[j / 2];
     }
+    if constexpr (Number::BYTES == 2) {
 #pragma unroll
-    for (unsigned k = 0; k < KEYS / 16; ++k) {
-      unsigned value[4];
-      load_matrices_transposed(value, values + swizzled<COLUMNS>(k * 16 + lane % 16, 2 * i + lane / 16));
-      multiply_add(sums.values[2 * i], weights[k], {value[0], value[1]});
-      multiply_add(sums.values[2 * i + 1], weights[k], {value[2], value[3]});
+      for (unsigned k = 0; k < KEYS / 16; ++k) {
+        unsigned value[4];
+        load_matrices_transposed(value, values + swizzled<COLUMNS>(k * 16 + lane % 16, 2 * i + lane / 16));
+        multiply_add(sums.values[2 * i], weights[k], {value[0], value[1]});
+        multiply_add(sums.values[2 * i + 1], weights[k], {value[2], value[3]});
+      }
+    } else {
+      // Two neighbours of a position move as one number of 16 bits: the first make a product, the second another.
+#pragma unroll
+      for (unsigned k = 0; k < KEYS / 32; ++k) {
+        unsigned value[4];
+        load_matrices_transposed(value, values + swizzled<COLUMNS>(k * 32 + lane, i));
+#pragma unroll
+        for (unsigned j = 0; j < 2; ++j) {
+          multiply_add(sums.values[2 * i], weights[2 * k + j], {even_pair(value[2 * j]), even_pair(value[2 * j + 1])});
+          multiply_add(sums.values[2 * i + 1], weights[2 * k + j], {odd_pair(value[2 * j]), odd_pair(value[2 * j + 1])});
+        }
+      }
     }
   }
 }
 
-// Divides by the sums and writes the rows of the item, through the warp's own part of the queries' place.
-template <unsigned DIM>
+// Divides by the sums and writes the rows of the item, through the warp's own part of the queries' place. `worth` is
+// what a stored value is worth.
+template <unsigned DIM, typename Number>
 __device__ __forceinline__ void store_rows(
-    Sums<DIM>& sums, uint4* queries, const Item& item, const unsigned heads, unsigned short* __restrict__ out) {
-  constexpr unsigned COLUMNS = Tile<DIM>::COLUMNS;
+    Sums<DIM>& sums, uint4* queries, const Item& item, const unsigned heads, const float worth,
+    unsigned short* __restrict__ out) {
+  constexpr unsigned COLUMNS = DIM / CHUNK;
   const unsigned lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, g = lane / 4, t = lane % 4;
   __syncwarp();
 #pragma unroll
@@ -215,11 +263,19 @@ __device__ __forceinline__ void store_rows(
     float sum = sums.sum[half];
     sum += __shfl_xor_sync(WHOLE_WARP, sum, 1);
     sum += __shfl_xor_sync(WHOLE_WARP, sum, 2);
-    const float share = 1.0f / sum;
+    const float share = worth / sum;
 #pragma unroll
-    for (unsigned n = 0; n < DIM / 8; ++n) {
-      ((unsigned*)(queries + swizzled<COLUMNS>(warp * 16 + g + 8 * half, n)))[t] =
-          pack_bf16(sums.values[n][2 * half] * share, sums.values[n][2 * half + 1] * share);
+    for (unsigned i = 0; i < DIM / 16; ++i) {
+      const float (&low)[4] = sums.values[2 * i], (&high)[4] = sums.values[2 * i + 1];
+      const float a = low[2 * half] * share, b = low[2 * half + 1] * share;
+      const float c = high[2 * half] * share, d = high[2 * half + 1] * share;
+      const unsigned row = warp * 16 + g + 8 * half;
+      if constexpr (Number::BYTES == 2) {
+        ((unsigned*)(queries + swizzled<COLUMNS>(row, 2 * i)))[t] = pack_bf16(a, b);
+        ((unsigned*)(queries + swizzled<COLUMNS>(row, 2 * i + 1)))[t] = pack_bf16(c, d);
+      } else {
+        ((uint2*)(queries + swizzled<COLUMNS>(row, 2 * i + t / 2)))[t % 2] = {pack_bf16(a, c), pack_bf16(b, d)};
+      }
     }
   }
   __syncwarp();
@@ -232,17 +288,19 @@ __device__ __forceinline__ void store_rows(
   }
 }
 
-// q and out: bf16, rows of kv_heads * group * DIM.
-template <unsigned DIM>
+// q and out: bf16, rows of kv_heads * group * DIM. scales, of e4m3: what the keys of each head were multiplied with, then
+// the values.
+template <unsigned DIM, typename Number>
 __device__ __forceinline__ void attend_prompt(
-    const unsigned short* __restrict__ q, const unsigned short* __restrict__ keys,
-    const unsigned short* __restrict__ values, const unsigned* __restrict__ tables, const uint4* __restrict__ spans,
-    const uint2* __restrict__ tiles, const unsigned* __restrict__ tile_count, const unsigned kv_heads,
-    const unsigned group, const unsigned window, const float sharpness, unsigned short* __restrict__ out) {
-  using T = Tile<DIM>;
+    const unsigned short* __restrict__ q, const unsigned char* __restrict__ keys,
+    const unsigned char* __restrict__ values, const float* __restrict__ scales, const unsigned* __restrict__ tables,
+    const uint4* __restrict__ spans, const uint2* __restrict__ tiles, const unsigned* __restrict__ tile_count,
+    const unsigned kv_heads, const unsigned group, const unsigned window, const float scale_log2,
+    unsigned short* __restrict__ out) {
+  using T = Tile<DIM, Number>;
   DYNAMIC_SHARED(uint4, queries);
   // Keys and values of a tile, then those of the next.
-  uint4* const shared_tiles = queries + PAIRS * T::COLUMNS;
+  uint4* const shared_tiles = queries + PAIRS * T::QUERY_COLUMNS;
   const unsigned lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
   const unsigned items = *tile_count * kv_heads;
 
@@ -260,22 +318,27 @@ __device__ __forceinline__ void attend_prompt(
         item.span.position + item.row(item.first + PAIRS <= item.count ? PAIRS - 1 : item.count - 1 - item.first);
     item.start = first_seen(low, window);
     item.end = high + 1;
+    float sharpness = scale_log2, worth = 1.0f;
+    if constexpr (Number::BYTES == 1) {
+      sharpness /= scales[item.head];
+      worth /= scales[kv_heads + item.head];
+    }
     const unsigned first_tile = item.start / T::KEYS, last_tile = high / T::KEYS;
 
     unsigned blocks[T::PAGES];
     const auto begin = [&](const unsigned tile) {
       if (tile <= last_tile) {
-        uint4* const to = shared_tiles + tile % 2 * (2 * T::KEYS * T::COLUMNS);
-        begin_tile<DIM>(to, keys, blocks, item, kv_heads, tile);
-        begin_tile<DIM>(to + T::KEYS * T::COLUMNS, values, blocks, item, kv_heads, tile);
+        uint4* const to = shared_tiles + tile % 2 * (2 * T::CHUNKS);
+        begin_tile<DIM, Number>(to, keys, blocks, item, kv_heads, tile);
+        begin_tile<DIM, Number>(to + T::CHUNKS, values, blocks, item, kv_heads, tile);
       }
       copy_commit();
-      find_pages<DIM>(blocks, item, tables, tile + 1);
+      find_pages<T::PAGES>(blocks, item, tables, tile + 1);
     };
     // Queries are the first group of copies, the first tile the second.
     begin_queries<DIM>(queries, item, q, kv_heads * group);
     copy_commit();
-    find_pages<DIM>(blocks, item, tables, first_tile);
+    find_pages<T::PAGES>(blocks, item, tables, first_tile);
     begin(first_tile);
     copy_wait<1>();
     __syncthreads();
@@ -283,7 +346,7 @@ __device__ __forceinline__ void attend_prompt(
     unsigned held[T::HOLDS_QUERIES ? DIM / 16 : 1][4];
     if constexpr (T::HOLDS_QUERIES) {
 #pragma unroll
-      for (unsigned k = 0; k < DIM / 16; ++k) load_query<DIM>(held[k], queries, k);
+      for (unsigned k = 0; k < DIM / 16; ++k) load_query<DIM, Number>(held[k], queries, k);
     }
     unsigned seen[2][2];
 #pragma unroll
@@ -300,24 +363,36 @@ __device__ __forceinline__ void attend_prompt(
       // The tile is there for all, and all are done with the one before it, whose place the next one takes.
       __syncthreads();
       begin(tile + 1);
-      const uint4* const at = shared_tiles + tile % 2 * (2 * T::KEYS * T::COLUMNS);
+      const uint4* const at = shared_tiles + tile % 2 * (2 * T::CHUNKS);
       const bool masked = tile * T::KEYS < last_start || (tile + 1) * T::KEYS > low + 1;
-      add_tile<DIM>(sums, held, queries, at, at + T::KEYS * T::COLUMNS, tile, seen, masked, sharpness);
+      add_tile<DIM, Number>(sums, held, queries, at, at + T::CHUNKS, tile, seen, masked, sharpness);
     }
-    store_rows<DIM>(sums, queries, item, kv_heads * group, out);
+    store_rows<DIM, Number>(sums, queries, item, kv_heads * group, worth, out);
     // The next item fills the same places.
     __syncthreads();
   }
 }
 
 #define ATTEND_PROMPT(DIM)                                                                                             \
-  extern "C" __global__ void __launch_bounds__(PROMPT_THREADS, 2) attend_prompt_##DIM(                                 \
-      const unsigned short* q, const unsigned short* keys, const unsigned short* values, const unsigned* tables,       \
+  extern "C" __global__ void __launch_bounds__(PROMPT_THREADS, 2) attend_prompt_bf16_##DIM(                            \
+      const unsigned short* q, const unsigned char* keys, const unsigned char* values, const unsigned* tables,         \
       const uint4* spans, const uint2* tiles, const unsigned* tile_count, unsigned kv_heads, unsigned group,           \
-      unsigned window, float sharpness, unsigned short* out) {                                                         \
-    attend_prompt<DIM>(q, keys, values, tables, spans, tiles, tile_count, kv_heads, group, window, sharpness, out);    \
+      unsigned window, float scale_log2, unsigned short* out) {                                                        \
+    attend_prompt<DIM, Bf16>(q, keys, values, nullptr, tables, spans, tiles, tile_count, kv_heads, group, window,      \
+                             scale_log2, out);                                                                         \
+  }
+
+#define ATTEND_PROMPT_E4M3(DIM)                                                                                        \
+  extern "C" __global__ void __launch_bounds__(PROMPT_THREADS, 2) attend_prompt_e4m3_##DIM(                            \
+      const unsigned short* q, const unsigned char* keys, const unsigned char* values, const float* scales,            \
+      const unsigned* tables, const uint4* spans, const uint2* tiles, const unsigned* tile_count, unsigned kv_heads,   \
+      unsigned group, unsigned window, float scale_log2, unsigned short* out) {                                        \
+    attend_prompt<DIM, E4m3>(q, keys, values, scales, tables, spans, tiles, tile_count, kv_heads, group, window,       \
+                             scale_log2, out);                                                                         \
   }
 
 ATTEND_PROMPT(64)
 ATTEND_PROMPT(128)
 ATTEND_PROMPT(256)
+ATTEND_PROMPT_E4M3(128)
+ATTEND_PROMPT_E4M3(256)

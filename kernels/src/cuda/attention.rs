@@ -14,8 +14,9 @@ use crate::rope::Heads;
 
 const PLAN_THREADS: u32 = 256;
 const THREADS: u32 = 128;
-/// Sizes of a head that attend.
+/// Sizes of a head that attend, over pages of bf16 and of e4m3.
 const DIMS: [usize; 3] = [64, 128, 256];
+const E4M3_DIMS: [usize; 2] = [128, 256];
 /// Query heads to a head of keys, at most.
 const MAX_GROUP: usize = 8;
 /// Numbers of a partial result before those of its heads.
@@ -31,6 +32,8 @@ pub const SPAN_WORDS: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub heads: Heads,
+    /// Pages hold e4m3 with scales; else bf16.
+    pub e4m3: bool,
     pub scale: f32,
     /// How many positions a row sees; all if there is none.
     pub window: Option<u32>,
@@ -73,7 +76,8 @@ impl Shape {
 
     fn check(&self) {
         let Heads { q, kv, dim } = self.heads;
-        assert!(DIMS.contains(&dim), "bug: heads of {dim} numbers do not attend");
+        let dims = if self.e4m3 { &E4M3_DIMS[..] } else { &DIMS };
+        assert!(dims.contains(&dim), "bug: heads of {dim} numbers do not attend");
         assert!(
             kv > 0 && q > 0 && q.is_multiple_of(kv) && q / kv <= MAX_GROUP,
             "bug: {q} query heads for {kv} heads of keys"
@@ -104,6 +108,21 @@ pub struct Sequences<'a> {
     pub tables: &'a Buffer<u32>,
 }
 
+/// The pages of a layer, `[block][kv head][16][dim]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Cache<'a> {
+    Bf16 {
+        keys: &'a Buffer<bf16>,
+        values: &'a Buffer<bf16>,
+    },
+    /// `scales` are what the keys of each head were multiplied with, then the values.
+    E4m3 {
+        keys: &'a Buffer<u8>,
+        values: &'a Buffer<u8>,
+        scales: &'a Buffer<f32>,
+    },
+}
+
 /// Attention of one model: its kernels, and what they leave for one another.
 #[derive(Debug)]
 pub struct Attention {
@@ -130,21 +149,23 @@ impl Attention {
         let Limits { rows, spans, pieces } = limits;
         assert!(rows > 0 && spans > 0 && pieces > 0, "bug: {limits:?}");
         let dim = shape.heads.dim;
-        // As in the kernels: rings of a few pages for four warps; queries and two tiles of keys and values.
+        // As in the kernels: rings for four warps, as many bytes whatever a page holds; queries and two tiles of keys and
+        // values.
         let (slots, tile) = match dim {
             64 => (8, 64),
             128 => (4, 64),
             _ => (3, 32),
         };
         let decode_shared = 4 * slots * BLOCK * dim * 2;
-        let prompt_shared = (PAIRS + 4 * tile) * dim * 2;
+        let prompt_shared = 2 * PAIRS * dim + 4 * tile * dim * if shape.e4m3 { 1 } else { 2 };
+        let number = if shape.e4m3 { "e4m3" } else { "bf16" };
         let bytes = |n: usize| u32::try_from(n).expect("bug: the shared memory of a block fits 32 bits");
         let (decode_shared, prompt_shared) = (bytes(decode_shared), bytes(prompt_shared));
         let pairs = pieces * shape.heads.kv;
         Ok(Self {
             plan: device.kernel("attend_plan", 0)?,
-            decode: device.kernel(&format!("attend_decode_{dim}"), decode_shared)?,
-            prompt: device.kernel(&format!("attend_prompt_{dim}"), prompt_shared)?,
+            decode: device.kernel(&format!("attend_decode_{number}_{dim}"), decode_shared)?,
+            prompt: device.kernel(&format!("attend_prompt_{number}_{dim}"), prompt_shared)?,
             decode_shared,
             prompt_shared,
             pieces: Buffer::new(device, 8 * pieces)?,
@@ -189,23 +210,22 @@ impl Attention {
     }
 
     /// The attention of the planned single rows of `q`, bf16 `[rows, heads.q * dim]` and turned already, to the same rows
-    /// of `out`, over pages `[block][kv head][16][dim]`. The keys and values of the step are in the pages.
+    /// of `out`. The keys and values of the step are in the pages.
     pub fn decode(
         &self,
         sequences: Sequences<'_>,
         q: &Buffer<bf16>,
-        keys: &Buffer<bf16>,
-        values: &Buffer<bf16>,
+        cache: Cache<'_>,
         out: &Buffer<bf16>,
     ) -> Result<(), DeviceError> {
-        self.check(self.limits.rows, q, keys, values, out);
+        self.check(self.limits.rows, q, cache, out);
         let Heads { kv, dim, .. } = self.shape.heads;
         // As many blocks as shared memory lets run at once.
         let blocks = self.device.multiprocessors() as usize * if dim == 256 { 2 } else { 3 };
         let launch = Launch::new(self.decode, blocks, THREADS).shared(self.decode_shared);
-        let launch = launch.buffer(q).buffer(keys).buffer(values).buffer(sequences.tables);
+        let launch = cache.add_to(launch.buffer(q)).buffer(sequences.tables);
         let launch = launch.buffer(&self.pieces).buffer(&self.counts).count(kv).count(self.shape.group());
-        let launch = launch.real(self.sharpness()).buffer(&self.partial).buffer(&self.arrived).buffer(out);
+        let launch = launch.real(self.scale_log2()).buffer(&self.partial).buffer(&self.arrived).buffer(out);
         // SAFETY: the arguments are the kernel's and the buffers hold the shape (asserted in `check`). The plan names
         // rows of the step and places of the tables, whose blocks lie in the pages: the step was checked on the host.
         unsafe { launch.on(&*self.device) }
@@ -217,45 +237,54 @@ impl Attention {
         bucket: usize,
         sequences: Sequences<'_>,
         q: &Buffer<bf16>,
-        keys: &Buffer<bf16>,
-        values: &Buffer<bf16>,
+        cache: Cache<'_>,
         out: &Buffer<bf16>,
     ) -> Result<(), DeviceError> {
-        self.check(bucket, q, keys, values, out);
+        self.check(bucket, q, cache, out);
         assert!((1..=self.limits.rows).contains(&bucket), "bug: a step of {bucket} rows");
         let Sequences { spans, tables, .. } = sequences;
         let kv = self.shape.heads.kv;
         let blocks = self.shape.tiles(bucket, self.limits.spans.min(bucket)) * kv;
         let launch = Launch::new(self.prompt, blocks, THREADS).shared(self.prompt_shared);
-        let launch = launch.buffer(q).buffer(keys).buffer(values).buffer(tables).buffer(spans);
+        let launch = cache.add_to(launch.buffer(q)).buffer(tables).buffer(spans);
         // The second count is that of tiles.
         let launch = launch.buffer(&self.tiles).address(self.counts.address() + size_of::<u32>() as u64);
         let launch = launch.count(kv).count(self.shape.group());
-        let launch = launch.number(self.shape.window.unwrap_or(u32::MAX)).real(self.sharpness()).buffer(out);
+        let launch = launch.number(self.shape.window.unwrap_or(u32::MAX)).real(self.scale_log2()).buffer(out);
         // SAFETY: as in `decode`.
         unsafe { launch.on(&*self.device) }
     }
 
     /// Softmax works with powers of two.
-    fn sharpness(&self) -> f32 {
+    fn scale_log2(&self) -> f32 {
         self.shape.scale * std::f32::consts::LOG2_E
     }
 
-    fn check(
-        &self,
-        rows: usize,
-        q: &Buffer<bf16>,
-        keys: &Buffer<bf16>,
-        values: &Buffer<bf16>,
-        out: &Buffer<bf16>,
-    ) {
+    fn check(&self, rows: usize, q: &Buffer<bf16>, cache: Cache<'_>, out: &Buffer<bf16>) {
         let Heads { q: heads, kv, dim } = self.shape.heads;
+        let (keys, values, e4m3) = match cache {
+            Cache::Bf16 { keys, values } => (keys.len(), values.len(), false),
+            Cache::E4m3 { keys, values, scales } => {
+                assert!(scales.len() >= 2 * kv, "bug: {} scales of keys and values", scales.len());
+                (keys.len(), values.len(), true)
+            }
+        };
         assert!(
             q.len() >= rows * heads * dim
                 && out.len() >= rows * heads * dim
-                && keys.len().is_multiple_of(BLOCK * kv * dim)
-                && values.len() == keys.len(),
-            "bug: a buffer is smaller than its shape"
+                && keys.is_multiple_of(BLOCK * kv * dim)
+                && values == keys
+                && e4m3 == self.shape.e4m3,
+            "bug: a buffer is smaller than its shape, or of another type"
         );
+    }
+}
+
+impl Cache<'_> {
+    fn add_to(&self, launch: Launch) -> Launch {
+        match self {
+            Cache::Bf16 { keys, values } => launch.buffer(keys).buffer(values),
+            Cache::E4m3 { keys, values, scales } => launch.buffer(keys).buffer(values).buffer(scales),
+        }
     }
 }

@@ -34,7 +34,17 @@ fn attend(scene: Scene, launch: Launch, parts: &[Part]) -> Vec<bf16> {
     let count: usize = parts.iter().map(|part| pieces(scene, part, launch.piece)).sum();
     let Launch { order, blocks, piece, times } = launch;
     let Scene { dim, kv_heads, group, .. } = scene;
-    let case = Case::new(&[dim, order, blocks, times, kv_heads, group, piece, scene.window()]);
+    let case = Case::new(&[
+        dim,
+        usize::from(scene.e4m3),
+        order,
+        blocks,
+        times,
+        kv_heads,
+        group,
+        piece,
+        scene.window(),
+    ]);
     let case = step
         .buffers(case.real(scene.sharpness()))
         .output(32 * count)
@@ -76,7 +86,7 @@ const GEOMETRIES: [(usize, usize, usize); 9] = [
 fn one_row_attends_as_in_exact_arithmetic() {
     let mut cases = 0;
     for (dim, kv_heads, group) in GEOMETRIES {
-        let scene = Scene { dim, kv_heads, group, window: None };
+        let scene = Scene { dim, kv_heads, group, window: None, e4m3: false };
         for (i, context) in CONTEXTS.into_iter().enumerate() {
             // Every length with the geometry of most models, some with the others.
             if (dim, group) == (128, 4) || i % 3 == 0 || context == 203 {
@@ -107,7 +117,7 @@ fn a_window_ends_at_every_place_of_a_page_and_of_a_piece() {
             (64, 130),
             (100, 203),
         ] {
-            let scene = Scene { dim, kv_heads, group, window: Some(window) };
+            let scene = Scene { dim, kv_heads, group, window: Some(window), e4m3: false };
             let parts = [one(3, context)];
             let out = attend(scene, PLAIN, &parts);
             scene.assert_attention(&parts, &out, "a window");
@@ -119,12 +129,30 @@ fn a_window_ends_at_every_place_of_a_page_and_of_a_piece() {
 
 #[test]
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn keys_and_values_of_eight_bits_are_worth_what_their_scales_say() {
+    let mut cases = 0;
+    for (dim, kv_heads, group, window) in [(128, 2, 4, None), (128, 2, 1, Some(70)), (256, 1, 8, None)] {
+        let scene = Scene { dim, kv_heads, group, window, e4m3: true };
+        let parts = [one(0, 203), one(1, 17), one(2, 64)];
+        let together = attend(scene, PLAIN, &parts);
+        scene.assert_attention(&parts, &together, "eight bits");
+        for (part, row) in parts.iter().zip(together.chunks(scene.heads() * scene.dim)) {
+            assert_eq!(attend(scene, PLAIN, &[*part]), row, "{part:?} alone");
+        }
+        assert_eq!(attend(scene, Launch { order: 3, blocks: 7, ..PLAIN }, &parts), together);
+        cases += 5;
+    }
+    eprintln!("attention: {cases} cases of eight bits");
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
 fn a_row_has_the_same_bits_alone_in_a_batch_on_every_grid_and_in_every_order() {
     let parts = [one(0, 130), one(1, 1), one(2, 64), one(3, 77), one(4, 16)];
     let mut cases = 0;
     for (scene, piece) in [
-        (Scene { dim: 128, kv_heads: 2, group: 4, window: None }, 64),
-        (Scene { dim: 256, kv_heads: 1, group: 8, window: Some(70) }, 32),
+        (Scene { dim: 128, kv_heads: 2, group: 4, window: None, e4m3: false }, 64),
+        (Scene { dim: 256, kv_heads: 1, group: 8, window: Some(70), e4m3: false }, 32),
     ] {
         let plain = Launch { piece, ..PLAIN };
         let together = attend(scene, plain, &parts);
@@ -164,7 +192,7 @@ fn a_row_has_the_same_bits_alone_in_a_batch_on_every_grid_and_in_every_order() {
 #[test]
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
 fn pieces_of_many_sequences_and_sizes_are_planned() {
-    let scene = Scene { dim: 64, kv_heads: 1, group: 1, window: None };
+    let scene = Scene { dim: 64, kv_heads: 1, group: 1, window: None, e4m3: false };
     // More sequences than the plan takes at once.
     let parts: Vec<_> = (0..260).map(|i| one(i, 1 + i % 5)).collect();
     let out = attend(scene, Launch { blocks: 130, ..PLAIN }, &parts);

@@ -17,7 +17,7 @@ fn attend(scene: Scene, (order, blocks): (usize, usize), parts: &[Part]) -> Vec<
     let step = scene.step(parts);
     let Scene { dim, kv_heads, group, .. } = scene;
     let tiles: usize = parts.iter().map(|part| (part.rows * group).div_ceil(64)).sum();
-    let case = Case::new(&[dim, order, blocks, kv_heads, group, scene.window()]);
+    let case = Case::new(&[dim, usize::from(scene.e4m3), order, blocks, kv_heads, group, scene.window()]);
     let case = step.buffers(case.real(scene.sharpness())).output(8 * tiles).output(8);
     let answer = PROGRAM.answer(case.output(2 * step.rows() * scene.heads() * dim), &what);
     let (counts, out) = answer.split_at(8);
@@ -47,7 +47,7 @@ const GEOMETRIES: [(usize, usize, usize); 9] = [
 fn a_chunk_attends_as_in_exact_arithmetic() {
     let mut cases = 0;
     for (dim, kv_heads, group) in GEOMETRIES {
-        let scene = Scene { dim, kv_heads, group, window: None };
+        let scene = Scene { dim, kv_heads, group, window: None, e4m3: false };
         // A whole prompt of one row, a page, one tile of keys and one more; chunks that begin and end within a page, with
         // more pairs than a tile of rows and less; a chunk far into its sequence.
         let all = [
@@ -84,7 +84,7 @@ fn a_window_ends_at_every_place_of_a_page_and_of_a_tile() {
             (100, 40, 110),
             (40, 70, 70),
         ] {
-            let scene = Scene { dim, kv_heads, group, window: Some(window) };
+            let scene = Scene { dim, kv_heads, group, window: Some(window), e4m3: false };
             let parts = [part(3, rows, context)];
             let out = attend(scene, PLAIN, &parts);
             scene.assert_attention(&parts, &out, "a window");
@@ -96,11 +96,29 @@ fn a_window_ends_at_every_place_of_a_page_and_of_a_tile() {
 
 #[test]
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn keys_and_values_of_eight_bits_are_worth_what_their_scales_say() {
+    let mut cases = 0;
+    for (dim, kv_heads, group, window) in [(128, 2, 4, None), (256, 2, 1, Some(70))] {
+        let scene = Scene { dim, kv_heads, group, window, e4m3: true };
+        let width = scene.heads() * dim;
+        let whole = attend(scene, PLAIN, &[part(0, 75, 75)]);
+        scene.assert_attention(&[part(0, 75, 75)], &whole, "eight bits");
+        assert_eq!(
+            attend(scene, (3, 3), &[part(1, 3, 20), part(0, 22, 75)])[3 * width..],
+            whole[53 * width..]
+        );
+        cases += 2;
+    }
+    eprintln!("attention: {cases} cases of eight bits");
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
 fn a_row_has_the_same_bits_however_its_prompt_is_cut_and_whoever_is_beside_it() {
     let mut cases = 0;
     for (scene, length) in [
-        (Scene { dim: 128, kv_heads: 1, group: 4, window: None }, 100),
-        (Scene { dim: 256, kv_heads: 2, group: 1, window: Some(37) }, 90),
+        (Scene { dim: 128, kv_heads: 1, group: 4, window: None, e4m3: false }, 100),
+        (Scene { dim: 256, kv_heads: 2, group: 1, window: Some(37), e4m3: false }, 90),
     ] {
         let width = scene.heads() * scene.dim;
         let whole = attend(scene, PLAIN, &[part(0, length, length)]);

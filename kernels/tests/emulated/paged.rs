@@ -1,9 +1,11 @@
 //! Sequences in a paged cache, for the tests of attention: their keys, values and queries depend on the sequence and the
 //! position alone, so that a row can be computed again in other company.
 
+use std::sync::LazyLock;
+
 use half::bf16;
 
-use crate::program::{Case, halves, numbers};
+use crate::program::{Case, numbers};
 
 pub const PAGE: usize = 16;
 
@@ -22,6 +24,8 @@ pub struct Scene {
     pub kv_heads: usize,
     pub group: usize,
     pub window: Option<usize>,
+    /// Keys and values in e4m3, with a scale a head; else in bf16.
+    pub e4m3: bool,
 }
 
 /// A step over the cache as the kernels are given it.
@@ -29,8 +33,9 @@ pub struct Step {
     pub spans: Vec<u32>,
     pub tables: Vec<u32>,
     pub queries: Vec<bf16>,
-    pub keys: Vec<bf16>,
-    pub values: Vec<bf16>,
+    pub keys: Vec<u8>,
+    pub values: Vec<u8>,
+    pub scales: Vec<f32>,
 }
 
 /// The longest context of a test.
@@ -54,10 +59,40 @@ impl Scene {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
-    /// Keys, then values, of a head of a sequence, `[position][dim]`.
-    fn cached(&self, sequence: usize, head: usize) -> [Vec<bf16>; 2] {
-        let seed = (1 + 64 * sequence + 2 * head) as u32;
-        [halves(seed, LONGEST * self.dim), halves(seed + 1, LONGEST * self.dim)]
+    /// What keys (`of` 0) or values (1) of a head are multiplied with before they are rounded.
+    fn scale(&self, of: usize, head: usize) -> f32 {
+        if self.e4m3 { [20.0, 90.0][of] + 3.0 * head as f32 } else { 1.0 }
+    }
+
+    /// Bytes of a number of a page.
+    fn bytes(&self) -> usize {
+        if self.e4m3 { 1 } else { 2 }
+    }
+
+    /// Keys, then values, of a head of a sequence as they are stored, `[position][dim]`.
+    fn stored(&self, sequence: usize, head: usize) -> [Vec<u8>; 2] {
+        [0, 1].map(|of| {
+            let numbers = numbers((1 + 64 * sequence + 2 * head + of) as u32, LONGEST * self.dim);
+            let scale = self.scale(of, head);
+            if self.e4m3 {
+                numbers.iter().map(|x| to_e4m3(x * scale)).collect()
+            } else {
+                numbers.iter().flat_map(|x| bf16::from_f32(*x).to_bits().to_ne_bytes()).collect()
+            }
+        })
+    }
+
+    /// What they are worth.
+    fn cached(&self, sequence: usize, head: usize) -> [Vec<f64>; 2] {
+        let stored = self.stored(sequence, head);
+        [0, 1].map(|of| {
+            let scale = f64::from(self.scale(of, head));
+            if self.e4m3 {
+                stored[of].iter().map(|bits| of_e4m3(*bits) / scale).collect()
+            } else {
+                halves_of(&stored[of]).into_iter().map(f64::from).collect()
+            }
+        })
     }
 
     /// The queries of a row. Every second head of the query heads asks nothing: its weights are all the same, which shows
@@ -73,8 +108,9 @@ impl Scene {
     pub fn step(&self, parts: &[Part]) -> Step {
         let pages = parts.iter().map(|part| part.context.div_ceil(PAGE)).max().unwrap_or(0);
         let blocks = pages * parts.len() + 1;
-        let page = PAGE * self.dim;
-        let mut keys = vec![bf16::NAN; blocks * self.kv_heads * page];
+        let row_bytes = self.dim * self.bytes();
+        let page = PAGE * row_bytes;
+        let mut keys = vec![0xff; blocks * self.kv_heads * page];
         let mut values = keys.clone();
         let (mut spans, mut tables, mut queries) = (vec![], vec![], vec![]);
         let mut row = 0;
@@ -88,20 +124,22 @@ impl Scene {
                 tables.push(if i < seen / PAGE { u32::MAX } else { block(i) as u32 });
             }
             for head in 0..self.kv_heads {
-                let [from_keys, from_values] = self.cached(part.sequence, head);
+                let [from_keys, from_values] = self.stored(part.sequence, head);
                 for position in seen..part.context {
-                    let from = position * self.dim;
+                    let from = position * row_bytes;
                     let to =
-                        (block(position / PAGE) * self.kv_heads + head) * page + position % PAGE * self.dim;
-                    keys[to..][..self.dim].copy_from_slice(&from_keys[from..][..self.dim]);
-                    values[to..][..self.dim].copy_from_slice(&from_values[from..][..self.dim]);
+                        (block(position / PAGE) * self.kv_heads + head) * page + position % PAGE * row_bytes;
+                    keys[to..][..row_bytes].copy_from_slice(&from_keys[from..][..row_bytes]);
+                    values[to..][..row_bytes].copy_from_slice(&from_values[from..][..row_bytes]);
                 }
             }
             for position in first..part.context {
                 queries.extend(self.query(part.sequence, position));
             }
         }
-        Step { spans, tables, queries, keys, values }
+        let scales =
+            [0, 1].iter().flat_map(|of| (0..self.kv_heads).map(|head| self.scale(*of, head))).collect();
+        Step { spans, tables, queries, keys, values, scales }
     }
 
     /// Panics unless `out`, the rows of `parts`, is the attention in f64 to within what the roundings of the kernels
@@ -120,7 +158,7 @@ impl Scene {
                         .clone()
                         .map(|at| {
                             let key = &keys[at * self.dim..][..self.dim];
-                            let dot: f64 = query.iter().zip(key).map(|(q, k)| q.to_f64() * k.to_f64()).sum();
+                            let dot: f64 = query.iter().zip(key).map(|(q, k)| q.to_f64() * k).sum();
                             dot / (self.dim as f64).sqrt()
                         })
                         .collect();
@@ -130,7 +168,7 @@ impl Scene {
                     for (d, got) in got.iter().enumerate() {
                         let (mut want, mut size) = (0.0, 0.0);
                         for (at, score) in seen.clone().zip(&scores) {
-                            let term = (score - most).exp() / sum * values[at * self.dim + d].to_f64();
+                            let term = (score - most).exp() / sum * values[at * self.dim + d];
                             want += term;
                             size += term.abs();
                         }
@@ -154,15 +192,32 @@ impl Step {
         self.spans.chunks(4).map(|span| span[1] as usize).sum()
     }
 
-    /// The first six buffers of a case.
+    /// The first seven buffers of a case.
     pub fn buffers(&self, case: Case) -> Case {
         case.u32(&self.spans)
             .u32(&[(self.spans.len() / 4) as u32])
             .u32(&self.tables)
             .bf16(&self.queries)
-            .bf16(&self.keys)
-            .bf16(&self.values)
+            .raw(self.keys.clone())
+            .raw(self.values.clone())
+            .f32(&self.scales)
     }
+}
+
+/// A number of e4m3: a sign, four bits of exponent, three more of the number, nothing infinite.
+fn of_e4m3(bits: u8) -> f64 {
+    let (exponent, rest) = (i32::from(bits >> 3 & 15), f64::from(bits & 7) / 8.0);
+    let size = if exponent == 0 { rest / 64.0 } else { (1.0 + rest) * f64::from(exponent - 7).exp2() };
+    if bits >> 7 == 1 { -size } else { size }
+}
+
+/// The nearest of them.
+fn to_e4m3(x: f32) -> u8 {
+    static SIZES: LazyLock<Vec<f64>> = LazyLock::new(|| (0..0x7f).map(of_e4m3).collect());
+    let size = f64::from(x.abs());
+    let above = SIZES.partition_point(|s| *s < size).clamp(1, SIZES.len() - 1);
+    let nearest = if size - SIZES[above - 1] <= SIZES[above] - size { above - 1 } else { above };
+    nearest as u8 | if x < 0.0 { 0x80 } else { 0 }
 }
 
 /// Numbers in bf16 from an answer.

@@ -4,9 +4,13 @@
 #include "library.h"
 
 KERNEL(attend_plan);
-KERNEL(attend_decode_64);
-KERNEL(attend_decode_128);
-KERNEL(attend_decode_256);
-KERNEL(attend_prompt_64);
-KERNEL(attend_prompt_128);
-KERNEL(attend_prompt_256);
+KERNEL(attend_decode_bf16_64);
+KERNEL(attend_decode_bf16_128);
+KERNEL(attend_decode_bf16_256);
+KERNEL(attend_prompt_bf16_64);
+KERNEL(attend_prompt_bf16_128);
+KERNEL(attend_prompt_bf16_256);
+KERNEL(attend_decode_e4m3_128);
+KERNEL(attend_decode_e4m3_256);
+KERNEL(attend_prompt_e4m3_128);
+KERNEL(attend_prompt_e4m3_256);
