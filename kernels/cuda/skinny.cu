@@ -14,75 +14,117 @@
 //   warp    one warp holds the whole k of 4 rows of w; no barrier; wants many rows of w
 //   block   the four warps of a block share the k of 4 rows of w and add up through shared memory; for few or long rows
 //
-// k is a multiple of 8; x, w 16-byte aligned. Plain C++ with warp intrinsics, so that the emulation in tests/emulated
-// runs this file unchanged.
+// What follows a sum is in epilogue.cuh: bias, residual and gates cost no pass of their own. A tile of a gated product
+// has two rows of gate and the two of up that belong to them. Rows are those of the bucket: one that is beyond the
+// step's gives numbers that nobody reads.
+//
+// k is a multiple of 8 (gates: n of 16); x, w 16-byte aligned. Plain C++ with warp intrinsics, so that the emulation in
+// tests/emulated runs this file unchanged.
 
+#include "epilogue.cuh"
 #include "skinny.cuh"
 
+// The row of w that is row `t` of a tile.
+template <unsigned EPILOGUE>
+__device__ __forceinline__ unsigned weight_row(const unsigned tile, const unsigned t) {
+  if constexpr (IS_GATE<EPILOGUE>) {
+    const unsigned gate = tile * (TILE / 2) + t % 2;
+    return gate / GATE_ROWS * 2 * GATE_ROWS + gate % GATE_ROWS + t / 2 * GATE_ROWS;
+  } else {
+    return tile * TILE + t;
+  }
+}
+
+// Finishes the sums of a tile, one a worker; `of(row * TILE + t)` is a sum.
+template <unsigned ROWS, unsigned EPILOGUE, typename Of>
+__device__ __forceinline__ void put_tile(
+    const float* const bias, void* const y, const unsigned n, const unsigned tile, const unsigned worker, Of of) {
+  constexpr unsigned OUTPUTS = IS_GATE<EPILOGUE> ? TILE / 2 : TILE;
+  const unsigned row = worker / OUTPUTS, t = worker % OUTPUTS;
+  const unsigned from = weight_row<EPILOGUE>(tile, t);
+  if (row >= ROWS || from >= n) return;
+  const auto biased = [&](const unsigned t, const unsigned from) {
+    const float sum = of(row * TILE + t);
+    return bias == nullptr ? sum : sum + __ldg(bias + from);
+  };
+  const float sum = biased(t, from);
+  if constexpr (IS_GATE<EPILOGUE>) {
+    const float up = biased(t + 2, from + GATE_ROWS);
+    static_cast<unsigned short*>(y)[(size_t)row * (n / 2) + tile * OUTPUTS + t] = round_bf16(bend<EPILOGUE>(sum) * up);
+  } else {
+    float* const to = static_cast<float*>(y) + (size_t)row * n + from;
+    *to = EPILOGUE == ADD ? *to + sum : sum;
+  }
+}
+
 // SPLIT warps share the k of one tile; a block has WARPS / SPLIT tiles.
-template <unsigned ROWS, unsigned SPLIT, unsigned WARPS>
+template <unsigned ROWS, unsigned EPILOGUE, unsigned SPLIT, unsigned WARPS>
 __device__ __forceinline__ void skinny(
-    const uint4* __restrict__ x, const uint4* __restrict__ w, float* __restrict__ y, const unsigned n,
-    const unsigned k) {
+    const uint4* __restrict__ x, const uint4* __restrict__ w, const float* __restrict__ bias, void* __restrict__ y,
+    const unsigned n, const unsigned k) {
   const unsigned lane = threadIdx.x % LANES;
   const unsigned warp = threadIdx.x / LANES;
   const unsigned part = warp % SPLIT;
-  const unsigned first = (blockIdx.x * (WARPS / SPLIT) + warp / SPLIT) * TILE;
+  const unsigned tile = blockIdx.x * (WARPS / SPLIT) + warp / SPLIT;
   const unsigned chunks = k / CHUNK;
 
   // Past the last row of w a lane reads the last row again and stores nothing: no lane leaves before the shuffles.
   const uint4* rows[TILE];
 #pragma unroll
-  for (unsigned t = 0; t < TILE; ++t) rows[t] = w + (size_t)(first + t < n ? first + t : n - 1) * chunks;
+  for (unsigned t = 0; t < TILE; ++t) {
+    const unsigned row = weight_row<EPILOGUE>(tile, t);
+    rows[t] = w + (size_t)(row < n ? row : n - 1) * chunks;
+  }
 
   float sum[ROWS][TILE] = {};
   sum_rows<ROWS, SPLIT>(sum, x, rows, chunks, part);
 
   if constexpr (SPLIT == 1) {
+    put_tile<ROWS, EPILOGUE>(bias, y, n, tile, lane, [&](const unsigned wanted) {
+      // All lanes hold all sums; an index would put them into memory.
+      float found = 0.0f;
 #pragma unroll
-    for (unsigned row = 0; row < ROWS; ++row) {
-#pragma unroll
-      for (unsigned t = 0; t < TILE; ++t) {
-        if (lane == row * TILE + t && first + t < n) y[(size_t)row * n + first + t] = sum[row][t];
-      }
-    }
+      for (unsigned i = 0; i < ROWS * TILE; ++i) found = i == wanted ? sum[i / TILE][i % TILE] : found;
+      return found;
+    });
   } else {
     // Over the warps, in ascending order.
     static_assert(WARPS == SPLIT, "one tile a block");
     __shared__ float partial[SPLIT][ROWS * TILE];
 #pragma unroll
-    for (unsigned row = 0; row < ROWS; ++row) {
-#pragma unroll
-      for (unsigned t = 0; t < TILE; ++t) {
-        if (lane == row * TILE + t) partial[part][lane] = sum[row][t];
-      }
+    for (unsigned i = 0; i < ROWS * TILE; ++i) {
+      if (lane == i) partial[part][lane] = sum[i / TILE][i % TILE];
     }
     __syncthreads();
-    if (threadIdx.x < ROWS * TILE) {
-      const unsigned t = threadIdx.x % TILE;
-      float total = partial[0][threadIdx.x];
+    put_tile<ROWS, EPILOGUE>(bias, y, n, tile, threadIdx.x, [&](const unsigned wanted) {
+      float total = partial[0][wanted];
 #pragma unroll
-      for (unsigned p = 1; p < SPLIT; ++p) total += partial[p][threadIdx.x];
-      if (first + t < n) y[(size_t)(threadIdx.x / TILE) * n + first + t] = total;
-    }
+      for (unsigned p = 1; p < SPLIT; ++p) total += partial[p][wanted];
+      return total;
+    });
   }
 }
 
-#define SKINNY(ROWS)                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256, 1)                                                                 \
-      skinny_warp_##ROWS(const uint4* x, const uint4* w, float* y, unsigned n, unsigned k) {                           \
-    skinny<ROWS, 1, 8>(x, w, y, n, k);                                                                                 \
+#define SKINNY(NAME, EPILOGUE, ROWS)                                                                                   \
+  extern "C" __global__ void __launch_bounds__(256, 1) skinny_warp_##NAME##_##ROWS(                                    \
+      const uint4* x, const uint4* w, const float* bias, void* y, unsigned n, unsigned k) {                            \
+    skinny<ROWS, EPILOGUE, 1, 8>(x, w, bias, y, n, k);                                                                 \
   }                                                                                                                    \
-  extern "C" __global__ void __launch_bounds__(128, 1)                                                                 \
-      skinny_block_##ROWS(const uint4* x, const uint4* w, float* y, unsigned n, unsigned k) {                          \
-    skinny<ROWS, 4, 4>(x, w, y, n, k);                                                                                 \
+  extern "C" __global__ void __launch_bounds__(128, 1) skinny_block_##NAME##_##ROWS(                                   \
+      const uint4* x, const uint4* w, const float* bias, void* y, unsigned n, unsigned k) {                            \
+    skinny<ROWS, EPILOGUE, 4, 4>(x, w, bias, y, n, k);                                                                 \
   }
+#define SKINNY_ROWS(NAME, EPILOGUE) \
+  SKINNY(NAME, EPILOGUE, 1)         \
+  SKINNY(NAME, EPILOGUE, 2)         \
+  SKINNY(NAME, EPILOGUE, 3)         \
+  SKINNY(NAME, EPILOGUE, 4)         \
+  SKINNY(NAME, EPILOGUE, 5)         \
+  SKINNY(NAME, EPILOGUE, 6)         \
+  SKINNY(NAME, EPILOGUE, 7)         \
+  SKINNY(NAME, EPILOGUE, 8)
 
-SKINNY(1)
-SKINNY(2)
-SKINNY(3)
-SKINNY(4)
-SKINNY(5)
-SKINNY(6)
-SKINNY(7)
-SKINNY(8)
+SKINNY_ROWS(set, SET)
+SKINNY_ROWS(add, ADD)
+SKINNY_ROWS(silu, SILU)
+SKINNY_ROWS(gelu, GELU)

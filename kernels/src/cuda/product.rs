@@ -57,8 +57,8 @@ impl Finish<'_> {
         };
         assert!(numbers >= wanted, "bug: {numbers} numbers of output where {wanted} are written");
         assert!(
-            n.is_multiple_of(if self.is_gate() { 2 * CHUNK } else { CHUNK }),
-            "bug: {n} outputs are no whole chunks"
+            !self.is_gate() || n.is_multiple_of(2 * CHUNK),
+            "bug: {n} rows of gate and up are no whole turns"
         );
         address
     }
@@ -211,6 +211,7 @@ impl Product {
             x.len() >= bucket * k && w.len() >= n * k && bias.is_none_or(|bias| bias.len() >= n),
             "bug: a buffer is smaller than its shape"
         );
+        assert!(n.is_multiple_of(CHUNK), "bug: n = {n} is not a multiple of {CHUNK}");
         let y = finish.room(bucket, n);
         let tile = self.tile(bucket, n, finish.is_gate());
         let facts = tile.facts();
