@@ -8,6 +8,7 @@
 mod load;
 
 use candle_core::{DType, Tensor};
+use hearth_kernels::cuda::driver::DeviceError;
 use hearth_kernels::{
     Activation, Context, Heads, KvCache, Quantize, RopeTable, Routes, Weight, Write, attention, embed,
     experts, gate, linear, linear_rows, rms_norm, rope_store, route,
@@ -15,8 +16,9 @@ use hearth_kernels::{
 
 use crate::checkpoint::CheckpointError;
 use crate::spec::Spec;
-use crate::step::{PENDING, Step};
-pub(crate) use load::{kv_shape, quantized};
+pub use crate::step::ForwardError;
+use crate::step::{Bounds, Step};
+pub(crate) use load::{activation, embedding_scale, kv_shape, quantized};
 
 /// What a decoder is made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,17 +50,10 @@ pub enum LoadError {
     Kernel(#[from] hearth_kernels::Error),
     #[error("a buffer of the decoder: {0}")]
     Buffer(#[from] candle_core::Error),
-}
-
-/// Why a step was not run. The sequences of the step end with it; the decoder goes on.
-#[derive(Debug, thiserror::Error)]
-pub enum ForwardError {
-    #[error("a step of {value} {what}; this decoder was made for {limit}")]
-    Large { what: &'static str, value: usize, limit: usize },
-    #[error("the step is inconsistent: {0}")]
-    Step(String),
+    #[error("{what} are not served on this device yet: {value}; serve the model with --device cpu")]
+    Device { what: &'static str, value: String },
     #[error(transparent)]
-    Kernel(#[from] hearth_kernels::Error),
+    Driver(#[from] DeviceError),
 }
 
 pub struct Decoder {
@@ -134,7 +129,8 @@ impl Decoder {
     /// Runs a step: writes the keys and values of its rows and gives logits `[options.logits, vocab]`, of which row
     /// `i` belongs to `step.logits[i]` and the rest is of earlier steps. No token may be [`PENDING`].
     pub fn forward(&mut self, step: &Step) -> Result<&Tensor, ForwardError> {
-        self.check(step)?;
+        let Options { rows, logits, context, .. } = self.options;
+        step.check(&Bounds { rows, logits, context, vocab: self.spec.vocab, drawn: 0 })?;
         let Self { ctx, spec, heads, activation, kv, buffers, .. } = self;
         let (ctx, heads, rows) = (&*ctx, *heads, step.rows());
         let (epsilon, offset) = (spec.epsilon as f32, spec.unit_offset);
@@ -179,49 +175,5 @@ impl Decoder {
     /// What the last [`forward`](Self::forward) returned.
     pub fn logits(&self) -> &Tensor {
         &self.buffers.logits
-    }
-
-    /// What the operations rely on and do not look at themselves.
-    fn check(&self, step: &Step) -> Result<(), ForwardError> {
-        let rows = step.rows();
-        let large = |what, value, limit| Err(ForwardError::Large { what, value, limit });
-        if rows > self.options.rows {
-            return large("rows", rows, self.options.rows);
-        }
-        if step.logits.len() > self.options.logits {
-            return large("rows of logits", step.logits.len(), self.options.logits);
-        }
-        if step.positions.len() != rows || step.slots.len() != rows {
-            let (positions, slots) = (step.positions.len(), step.slots.len());
-            return Err(ForwardError::Step(format!("{rows} tokens, {positions} positions, {slots} slots")));
-        }
-        if let Some(token) = step.tokens.iter().find(|token| **token >= self.spec.vocab as u32) {
-            return Err(ForwardError::Step(match token & PENDING {
-                0 => format!("token {token}; the vocabulary has {}", self.spec.vocab),
-                _ => "a pending token was not resolved".into(),
-            }));
-        }
-        if let Some(position) = step.positions.iter().find(|at| **at as usize >= self.options.context) {
-            let context = self.options.context;
-            return Err(ForwardError::Step(format!("position {position}; the context is {context}")));
-        }
-        if let Some(row) = step.logits.iter().find(|row| **row as usize >= rows) {
-            return Err(ForwardError::Step(format!("logits of row {row}; the step has {rows}")));
-        }
-        let mut next = 0;
-        for span in &step.spans {
-            let end = span.table as usize + (span.context as usize).div_ceil(self.kv.block_size());
-            if span.row != next || span.rows == 0 || span.rows > span.context || end > step.tables.len() {
-                return Err(ForwardError::Step(format!(
-                    "{span:?} after row {next}, {} tables",
-                    step.tables.len()
-                )));
-            }
-            next += span.rows;
-        }
-        if next as usize != rows {
-            return Err(ForwardError::Step(format!("{rows} tokens, but spans of {next} rows")));
-        }
-        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod checkpoint;
 pub mod decoder;
+pub mod device;
 #[cfg(feature = "ember")]
 pub mod ember;
 pub mod host;
@@ -11,3 +12,4 @@ pub mod layout;
 pub mod memory;
 pub mod spec;
 pub mod step;
+mod widen;

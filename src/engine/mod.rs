@@ -5,6 +5,7 @@ mod batch;
 mod blocks;
 pub mod clock;
 mod commit;
+pub mod device;
 pub mod executor;
 pub mod handle;
 pub mod local;

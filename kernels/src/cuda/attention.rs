@@ -93,6 +93,12 @@ impl Shape {
     }
 }
 
+/// Whether there are kernels for heads like these.
+pub fn serves(heads: Heads) -> bool {
+    let Heads { q, kv, dim } = heads;
+    DIMS.contains(&dim) && kv > 0 && q > 0 && q.is_multiple_of(kv) && q / kv <= MAX_GROUP
+}
+
 /// A span as the kernels read it.
 pub fn record(span: &Span) -> [u32; SPAN_WORDS] {
     [span.row, span.rows, span.context - span.rows, span.table]

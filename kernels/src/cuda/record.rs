@@ -68,7 +68,7 @@ pub fn record(row: &SampleRow<'_>, lists: &mut Vec<u32>) -> [u32; RECORD] {
 }
 
 /// Reads an answer: its [`OUTCOME`] words and its `2 * ALTERNATIVES`, of which those are read that were asked for.
-pub fn answer(row: &SampleRow<'_>, outcome: &[u32], alternatives: &[u32]) -> Sampled {
+pub fn answer(reported: bool, outcome: &[u32], alternatives: &[u32]) -> Sampled {
     let [token, error, logprob, count] = outcome.try_into().expect("bug: an outcome of other than 4 words");
     let error = match error {
         0 => None,
@@ -79,7 +79,7 @@ pub fn answer(row: &SampleRow<'_>, outcome: &[u32], alternatives: &[u32]) -> Sam
     if error.is_some() {
         return Sampled { error, ..Sampled::default() };
     }
-    let logprob = row.sampling.logprobs.map(|_| f32::from_bits(logprob));
+    let logprob = reported.then(|| f32::from_bits(logprob));
     let (pairs, _) = alternatives.as_chunks::<2>();
     let top = pairs[..count as usize].iter().map(|[token, logprob]| (*token, f32::from_bits(*logprob)));
     Sampled { token, error, logprob, top: top.collect() }

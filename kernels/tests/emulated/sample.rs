@@ -62,7 +62,11 @@ fn on_device(
         "a row beyond the count"
     );
     let outcomes = outcomes.chunks(OUTCOME).zip(alternatives.chunks(2 * ALTERNATIVES));
-    let answers = wishes.iter().zip(outcomes).map(|(wish, (o, a))| answer(&wish.row(), o, a)).collect();
+    let answers = wishes
+        .iter()
+        .zip(outcomes)
+        .map(|(wish, (o, a))| answer(wish.row().sampling.logprobs.is_some(), o, a))
+        .collect();
     (drawn[..wishes.len()].to_vec(), answers)
 }
 

@@ -10,6 +10,7 @@ use super::{Buffers, Decoder, Layer, LoadError, Mlp, Options};
 use crate::checkpoint::Checkpoint;
 use crate::layout::{self, Block, Layout, Role};
 use crate::spec::{self, Spec};
+use crate::widen::widen;
 
 /// Whether a block is made smaller at load: products inside layers whose width divides into the format's blocks.
 pub(crate) fn quantized(block: &Block, quantize: Option<Quantize>) -> Option<Quantize> {
@@ -67,20 +68,7 @@ impl Loader<'_> {
 
     /// A norm's weight or a bias, widened.
     fn vector(&mut self, block: &Block) -> Result<Tensor, LoadError> {
-        let mut wide: Vec<f32> = Vec::with_capacity(block.rows());
-        let mut bytes = 0;
-        for view in self.views(block) {
-            bytes += view.bytes.len();
-            match view.dtype {
-                DType::BF16 => {
-                    wide.extend(view.bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()))
-                }
-                DType::F16 => {
-                    wide.extend(view.bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()))
-                }
-                _ => wide.extend(view.bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
-            }
-        }
+        let (wide, bytes) = widen(self.checkpoint, block);
         self.done(bytes, 4 * wide.len());
         let rows = wide.len();
         Ok(Tensor::from_vec(wide, rows, self.ctx.device())?)
@@ -155,14 +143,10 @@ impl Decoder {
         let norm = loader.vector(&layout.norm)?;
         let head = layout.head.as_ref().map(|head| loader.weight(head)).transpose()?;
         let weight_bytes = loader.held;
-        let activation = match spec.activation {
-            spec::Activation::Silu => Activation::Silu,
-            spec::Activation::GeluTanh => Activation::GeluTanh,
-        };
         Ok(Decoder {
             ctx: ctx.clone(),
             heads: Heads { q: spec.heads, kv: spec.kv_heads, dim: spec.head_dim },
-            activation,
+            activation: activation(&spec),
             embedding_scale: embedding_scale(&spec, checkpoint.main_dtype()),
             embedding,
             layers,
@@ -178,8 +162,15 @@ impl Decoder {
     }
 }
 
+pub(crate) fn activation(spec: &Spec) -> Activation {
+    match spec.activation {
+        spec::Activation::Silu => Activation::Silu,
+        spec::Activation::GeluTanh => Activation::GeluTanh,
+    }
+}
+
 /// Gemma's factor, rounded to the type it was trained in: in bf16 the square root of 3072 is 55.5.
-fn embedding_scale(spec: &Spec, dtype: DType) -> f32 {
+pub(crate) fn embedding_scale(spec: &Spec, dtype: DType) -> f32 {
     if !spec.scaled_embedding {
         return 1.0;
     }

@@ -1,0 +1,84 @@
+//! The launches of a step, in order.
+
+use half::bf16;
+use hearth_kernels::cuda::attention::{Cache, Sequences};
+use hearth_kernels::cuda::buffer::Buffer;
+use hearth_kernels::cuda::driver::DeviceError;
+use hearth_kernels::cuda::product::Finish;
+use hearth_kernels::cuda::row::Norm;
+use hearth_kernels::cuda::skinny::{self, Class};
+
+use super::Decoder;
+use super::weights::{Linear, Matrix};
+
+/// Weights with at most so many rows have their k shared by the warps of a block, in products of few rows.
+const FEW_OUTPUTS: usize = 8192;
+
+impl Decoder {
+    /// Enqueues what a step of at most `bucket` rows does. How many there are, and all that is theirs, is read on the
+    /// device.
+    pub(super) fn enqueue(&self, bucket: usize) -> Result<(), DeviceError> {
+        let Self { spec, kernels, weights, turns, kv, meta, buffers, heads, .. } = self;
+        let (row, attention) = (&kernels.row, &kernels.attention);
+        let (residual, normed, qkv, q) = (&buffers.residual, &buffers.normed, &buffers.qkv, &buffers.q);
+        let (attended, gated) = (&buffers.attended, &buffers.gated);
+        let norm = Norm { width: spec.hidden, epsilon: spec.epsilon as f32, unit_offset: spec.unit_offset };
+        let sequences = Sequences { spans: &meta.spans, count: &meta.span_count, tables: &meta.tables };
+
+        let (table, shape, scale) =
+            (&weights.embedding.numbers, (spec.vocab, spec.hidden), self.embedding_scale);
+        row.embed(bucket, &meta.rows, &meta.tokens, &buffers.drawn, table, shape, scale, residual)?;
+        attention.plan(sequences)?;
+        for (layer, (keys, values)) in weights.layers.iter().zip(kv) {
+            row.add_norm(bucket, &meta.rows, residual, None, &layer.attention_norm, norm, normed)?;
+            self.product(bucket, normed, &layer.qkv, Finish::Set(qkv))?;
+            row.turn_bf16(bucket, meta.places(), qkv, *heads, turns, q, keys, values)?;
+            let cache = Cache::Bf16 { keys, values };
+            attention.decode(sequences, q, cache, attended)?;
+            if bucket > 1 {
+                attention.prompt(bucket, sequences, q, cache, attended)?;
+            }
+            self.product(bucket, attended, &layer.output, Finish::Add(residual))?;
+
+            row.add_norm(bucket, &meta.rows, residual, None, &layer.mlp_norm, norm, normed)?;
+            self.product(bucket, normed, &layer.mlp.gate_up, Finish::Gate(self.activation, gated))?;
+            self.product(bucket, gated, &layer.mlp.down, Finish::Add(residual))?;
+        }
+
+        let bucket = bucket.min(self.options.logits);
+        let count = &meta.logit_count;
+        row.pick_norm(bucket, count, &meta.logits, residual, None, &weights.norm, norm, normed)?;
+        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
+        self.multiply(bucket, count, normed, head, None, Finish::Set(&buffers.logits))
+    }
+
+    fn product(
+        &self,
+        bucket: usize,
+        x: &Buffer<bf16>,
+        linear: &Linear,
+        finish: Finish<'_>,
+    ) -> Result<(), DeviceError> {
+        let (bias, count) = (linear.bias.as_ref(), &self.meta.rows);
+        self.multiply(bucket, count, x, &linear.weight, bias, finish)
+    }
+
+    /// Few rows by the kernels that stream the weight, unless the bits are to be those of many rows.
+    fn multiply(
+        &self,
+        bucket: usize,
+        count: &Buffer<u32>,
+        x: &Buffer<bf16>,
+        weight: &Matrix,
+        bias: Option<&Buffer<f32>>,
+        finish: Finish<'_>,
+    ) -> Result<(), DeviceError> {
+        let Matrix { numbers, rows, cols } = weight;
+        if self.options.strict || bucket > skinny::MAX_ROWS {
+            return self.kernels.product.launch(bucket, count, x, numbers, (*rows, *cols), bias, finish);
+        }
+        // A block for four rows of the weight where they are few: more warps are under way.
+        let class = if *rows <= FEW_OUTPUTS { Class::Block } else { Class::Warp };
+        self.kernels.skinny.finish(class, (bucket, *rows, *cols), x, numbers, bias, finish)
+    }
+}

@@ -1,0 +1,247 @@
+//! The decoder on a device: step 8 in the life of a request, from a [`Step`] to logits, by the kernels of
+//! `hearth_kernels::cuda`.
+//!
+//! The same switches of [`Spec`] as [`crate::decoder`] and the same roundings: the residual stream and the outputs of
+//! products are f32, what goes into a product is bf16. Every buffer is made once, for the largest step. What changes
+//! from step to step is copied to the device as words ([`meta`]), so the launches of a step depend on its *bucket* alone,
+//! the number of rows rounded up: they are captured once for each bucket and replayed from then on.
+
+mod launches;
+mod meta;
+mod weights;
+
+use std::collections::HashMap;
+
+use half::bf16;
+use hearth_kernels::cuda::attention::{self, Attention};
+use hearth_kernels::cuda::buffer::Buffer;
+use hearth_kernels::cuda::driver::{Device, DeviceError, Graph};
+use hearth_kernels::cuda::product::Product;
+use hearth_kernels::cuda::row::Row;
+use hearth_kernels::cuda::skinny::Skinny;
+use hearth_kernels::paged::BLOCK;
+use hearth_kernels::{Activation, Context, Heads, RopeTable};
+
+use crate::checkpoint::Checkpoint;
+use crate::decoder::{LoadError, activation, embedding_scale};
+use crate::spec::Spec;
+use crate::step::{Bounds, ForwardError, Step};
+use meta::{Limits, Meta};
+use weights::{Loader, Weights};
+
+/// Rows of a step's launches: the smallest of these that the step fits.
+const BUCKETS: [usize; 13] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
+
+/// Positions of a piece of a row's past, which a block of threads attends to. Any change changes bits.
+const PIECE: usize = 256;
+
+/// What a decoder is made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Rows of a step at most.
+    pub rows: usize,
+    /// Rows of logits of a step at most; sequences that decode at the same time, too.
+    pub logits: usize,
+    /// Longest sequence, prompt and output; at most the model's own.
+    pub context: usize,
+    /// Blocks of keys and values.
+    pub blocks: usize,
+    /// Whether a row has the same bits in every step, whatever its number of rows: few rows take the tensor cores too.
+    pub strict: bool,
+    /// Whether launches are captured and replayed.
+    pub graphs: bool,
+}
+
+pub struct Decoder {
+    device: Device,
+    spec: Spec,
+    options: Options,
+    kernels: Kernels,
+    weights: Weights,
+    /// Per position cosines and sines.
+    turns: Buffer<f32>,
+    embedding_scale: f32,
+    heads: Heads,
+    activation: Activation,
+    /// Keys and values of each layer.
+    kv: Vec<(Buffer<bf16>, Buffer<bf16>)>,
+    meta: Meta,
+    buffers: Buffers,
+    graphs: HashMap<usize, Graph>,
+}
+
+struct Kernels {
+    row: Row,
+    product: Product,
+    skinny: Skinny,
+    attention: Attention,
+}
+
+/// Activations of the largest step.
+struct Buffers {
+    residual: Buffer<f32>,
+    normed: Buffer<bf16>,
+    qkv: Buffer<f32>,
+    /// Queries, turned and rounded.
+    q: Buffer<bf16>,
+    attended: Buffer<bf16>,
+    gated: Buffer<bf16>,
+    logits: Buffer<f32>,
+    /// Tokens that the last sampling gave.
+    drawn: Buffer<u32>,
+}
+
+impl Decoder {
+    /// Copies the weights of a checkpoint to the device and makes all buffers. `progress` hears how many bytes of
+    /// [`Checkpoint::bytes`] were read so far.
+    pub fn load(
+        device: &Device,
+        checkpoint: &Checkpoint,
+        options: &Options,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self, LoadError> {
+        let spec = checkpoint.spec().clone();
+        let limit = |what, value, limit: usize| match value {
+            1.. if value <= limit => Ok(()),
+            _ => Err(LoadError::Limit { what, value, limit: format!("1 to {limit}") }),
+        };
+        limit("rows of a step", options.rows, BUCKETS[BUCKETS.len() - 1])?;
+        limit("rows of logits", options.logits, options.rows)?;
+        limit("context", options.context, spec.context)?;
+        limit("blocks", options.blocks, 1 << 28)?;
+        let heads = Heads { q: spec.heads, kv: spec.kv_heads, dim: spec.head_dim };
+        if !attention::serves(heads) {
+            let Heads { q, kv, dim } = heads;
+            let value = format!("{q} of {dim} numbers on {kv} of keys");
+            return Err(LoadError::Device { what: "heads like these", value });
+        }
+        let shape = attention::Shape {
+            heads,
+            scale: spec.attention_scale(),
+            window: spec.window.map(|window| window as u32),
+            piece: PIECE,
+            split: 1,
+            e4m3: false,
+        };
+        // Sequences that share blocks see them twice: room is for each of them at its longest.
+        let pieces = options.logits * options.context.div_ceil(PIECE);
+        let limits = attention::Limits { rows: options.rows, spans: options.logits, pieces };
+        let kernels = Kernels {
+            row: Row::load(device)?,
+            product: Product::load(device)?,
+            skinny: Skinny::load(device)?,
+            attention: Attention::load(device, shape, limits)?,
+        };
+        let weights = Loader::new(device, checkpoint, progress)?.weights()?;
+        // Made by the host as for its own kernels.
+        let frequencies = spec.rope.inverse_frequencies(spec.head_dim);
+        let turns = RopeTable::new(&Context::cpu(None)?, &frequencies, 1.0, options.context)?;
+        let page = options.blocks * BLOCK * spec.key_width();
+        let kv = (0..spec.layers).map(|_| Ok((Buffer::zeros(device, page)?, Buffer::zeros(device, page)?)));
+        let tables = options.logits * options.context.div_ceil(BLOCK);
+        let limits = Limits { rows: options.rows, spans: options.logits, logits: options.logits, tables };
+        Ok(Self {
+            kv: kv.collect::<Result<_, DeviceError>>()?,
+            turns: Buffer::of(device, turns.turns())?,
+            meta: Meta::new(device, limits)?,
+            buffers: Buffers::new(device, &spec, options)?,
+            embedding_scale: embedding_scale(&spec, checkpoint.main_dtype()),
+            heads,
+            activation: activation(&spec),
+            device: device.clone(),
+            options: options.clone(),
+            graphs: HashMap::new(),
+            kernels,
+            weights,
+            spec,
+        })
+    }
+
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub fn block_size(&self) -> usize {
+        BLOCK
+    }
+
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.bytes
+    }
+
+    /// Logits `[options.logits, vocab]` of the last step; row `i` belongs to `step.logits[i]`.
+    pub fn logits(&self) -> &Buffer<f32> {
+        &self.buffers.logits
+    }
+
+    /// Where a sampling leaves its tokens, for rows that wait for them.
+    pub fn drawn(&self) -> &Buffer<u32> {
+        &self.buffers.drawn
+    }
+
+    /// Enqueues a step: the keys and values of its rows, and its logits.
+    pub fn forward(&mut self, step: &Step) -> Result<(), ForwardError> {
+        let limits = self.meta.limits();
+        let vocab = self.spec.vocab;
+        step.check(&Bounds {
+            rows: limits.rows,
+            logits: limits.logits,
+            context: self.options.context,
+            vocab,
+            drawn: limits.logits,
+        })?;
+        for (what, value, limit) in [
+            ("sequences", step.spans.len(), limits.spans),
+            ("blocks in tables", step.tables.len(), limits.tables),
+        ] {
+            if value > limit {
+                return Err(ForwardError::Large { what, value, limit });
+            }
+        }
+        self.run(step).map_err(ForwardError::Driver)
+    }
+
+    fn run(&mut self, step: &Step) -> Result<(), DeviceError> {
+        self.meta.put(step)?;
+        let bucket = self.bucket(step.rows());
+        if !self.options.graphs {
+            return self.enqueue(bucket);
+        }
+        let graph = match self.graphs.get(&bucket) {
+            Some(graph) => *graph,
+            None => {
+                let device = self.device.clone();
+                let graph = device.capture(&mut || self.enqueue(bucket))?;
+                self.graphs.insert(bucket, graph);
+                graph
+            }
+        };
+        // SAFETY: every buffer that was captured belongs to this decoder and is never replaced.
+        unsafe { self.device.replay(graph) }
+    }
+
+    fn bucket(&self, rows: usize) -> usize {
+        let bucket = BUCKETS.into_iter().find(|bucket| *bucket >= rows);
+        bucket.expect("bug: more rows than a decoder is made for").min(self.options.rows)
+    }
+}
+
+impl Buffers {
+    fn new(device: &Device, spec: &Spec, options: &Options) -> Result<Self, LoadError> {
+        let rows = options.rows;
+        Ok(Self {
+            residual: Buffer::new(device, rows * spec.hidden)?,
+            normed: Buffer::new(device, rows * spec.hidden)?,
+            qkv: Buffer::new(device, rows * (spec.query_width() + 2 * spec.key_width()))?,
+            q: Buffer::new(device, rows * spec.query_width())?,
+            attended: Buffer::new(device, rows * spec.query_width())?,
+            gated: Buffer::new(device, rows * spec.ffn)?,
+            logits: Buffer::new(device, options.logits * spec.vocab)?,
+            drawn: Buffer::zeros(device, options.logits)?,
+        })
+    }
+}

@@ -1,0 +1,148 @@
+//! The engine on a device, its kernels emulated: steps overlap, tokens stay on the device for the next step, and what a
+//! request gets does not depend on who else is there.
+
+use std::path::Path;
+
+use hearth::engine::device::OnDevice;
+use hearth::engine::handle::{Config, Engine, Tokens};
+use hearth::engine::local::Local;
+use hearth::engine::request::{Event, Request, Sampling};
+use hearth_kernels::Context;
+use hearth_kernels::cuda::emulated::{Emulated, Order};
+use hearth_models::checkpoint::Checkpoint;
+use hearth_models::{decoder, device};
+
+const BLOCKS: usize = 64;
+const ROWS: usize = 64;
+
+fn checkpoint() -> Checkpoint {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/checkpoints/mistral-small-2501");
+    Checkpoint::open(&folder).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn on_device(blocks: usize) -> Box<OnDevice> {
+    let emulated = Emulated::open(Order::Shuffled, 1 << 30);
+    let options =
+        device::Options { rows: ROWS, logits: 16, context: 120, blocks, strict: true, graphs: true };
+    let decoder = device::Decoder::load(&emulated, &checkpoint(), &options, &mut |_| ());
+    let decoder = decoder.unwrap_or_else(|error| panic!("{error}"));
+    Box::new(OnDevice::new(&emulated, decoder).unwrap_or_else(|error| panic!("{error}")))
+}
+
+fn on_cpu() -> Box<Local> {
+    let ctx = Context::cpu(None).unwrap();
+    let options =
+        decoder::Options { quantize: None, rows: ROWS, logits: 16, context: 120, blocks: BLOCKS, kv: None };
+    let decoder = decoder::Decoder::load(&ctx, &checkpoint(), &options, &mut |_| ());
+    Box::new(Local::new(&ctx, decoder.unwrap_or_else(|error| panic!("{error}"))))
+}
+
+/// One of eight requests: short and long, greedy and seeded, with penalties, biases, alternatives and two choices.
+fn request(i: u32) -> Request {
+    let prompt: Vec<u32> = (0..2 + i * 5).map(|p| 3 + (p * 7 + i * 31) % 300).collect();
+    let sampling = match i % 4 {
+        0 => Sampling::default(),
+        1 => Sampling { temperature: 1.0, seed: i.into(), logprobs: Some(3), ..Sampling::default() },
+        2 => Sampling {
+            repetition_penalty: 1.3,
+            frequency_penalty: 0.2,
+            logprobs: Some(0),
+            ..Sampling::default()
+        },
+        _ => Sampling {
+            temperature: 0.7,
+            top_p: 0.9,
+            top_k: 50,
+            logit_bias: vec![(5, 2.0), (17, -3.0)],
+            seed: i.into(),
+            ..Sampling::default()
+        },
+    };
+    Request { choices: 1 + u32::from(i == 3), sampling, max_tokens: 12, ..Request::new(prompt) }
+}
+
+fn hear(stream: &mut Tokens) -> Vec<Event> {
+    let mut events: Vec<Event> = std::iter::from_fn(|| stream.next_blocking()).collect();
+    for event in &mut events {
+        match event {
+            Event::Prompt { cached, .. } => *cached = 0,
+            Event::Failed { error } => panic!("{error}"),
+            _ => {}
+        }
+    }
+    events.sort_by_key(|event| match event {
+        Event::Token { choice, .. } | Event::Finished { choice, .. } => choice + 1,
+        _ => 0,
+    });
+    events
+}
+
+fn tokens(events: &[Event]) -> Vec<u32> {
+    let token = |event: &Event| match event {
+        Event::Token { token, .. } => Some(*token),
+        _ => None,
+    };
+    events.iter().filter_map(token).collect()
+}
+
+fn config() -> Config {
+    // Whole prompts in a step: a row alone in its chunk is summed in another order than among others.
+    Config { chunk: Some(ROWS as u32), prefix_cache: false, ..Config::default() }
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn requests_get_on_a_device_what_they_get_on_the_processor() {
+    let (handle, mut engine) = Engine::inline(on_device(BLOCKS), config());
+    let alone: Vec<Vec<Event>> = (0..8)
+        .map(|i| {
+            let mut stream = handle.submit(request(i)).unwrap();
+            while engine.turn() {}
+            hear(&mut stream)
+        })
+        .collect();
+    let mut streams: Vec<Tokens> = (0..8).map(|i| handle.submit(request(i)).unwrap()).collect();
+    while engine.turn() {}
+    for (i, (stream, alone)) in streams.iter_mut().zip(&alone).enumerate() {
+        assert_eq!(&hear(stream), alone, "request {i} beside others and alone");
+    }
+
+    // The best token there is the best here, unless two are as near as the rounding of activations.
+    let (handle, mut engine) = Engine::inline(on_cpu(), config());
+    for i in [0, 4] {
+        let mut asked = request(i);
+        asked.sampling.logprobs = Some(3);
+        let mut stream = handle.submit(asked).unwrap();
+        while engine.turn() {}
+        let there = hear(&mut stream);
+        let drawn = there.iter().filter_map(|event| match event {
+            Event::Token { token, logprobs, .. } => Some((*token, logprobs.clone().unwrap())),
+            _ => None,
+        });
+        let Some(((token, best), here)) = drawn.zip(tokens(&alone[i as usize])).find(|((t, _), h)| t != h)
+        else {
+            continue;
+        };
+        let other = best.top.iter().find(|(token, _)| *token == here);
+        let margin = best.logprob - other.map_or(f32::NEG_INFINITY, |(_, logprob)| *logprob);
+        assert!(margin < 0.1, "request {i}: {token} on the processor, {here} on the device, {margin} apart");
+    }
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn a_device_short_of_blocks_preempts_and_loses_nothing() {
+    let (handle, mut engine) = Engine::inline(on_device(9), Config { prefix_cache: true, ..config() });
+    let long = |i| Request { max_tokens: 50, ..request(i) };
+    let mut streams: Vec<Tokens> = (0..8).map(|i| handle.submit(long(i)).unwrap()).collect();
+    drop(streams.remove(2));
+    while engine.turn() {}
+    for stream in &mut streams {
+        let events = hear(stream);
+        let finished = events.iter().filter(|event| matches!(event, Event::Finished { .. })).count();
+        assert_eq!(tokens(&events).len(), 50 * finished);
+    }
+    let status = handle.status();
+    assert!(status.preemptions > 0, "{status:?}");
+    assert_eq!(status.blocks_used, 0, "{status:?}");
+}
