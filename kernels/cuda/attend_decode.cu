@@ -13,17 +13,18 @@
 // Arithmetic: with f32 multiply-adds a group of 8 needs 4 of them a byte, 17 T/s of the 30 T/s of an H200, and with the
 // widening and the sums across lanes two thirds of all instructions: too near for a kernel that is to wait for memory
 // alone, and beyond it with 8-bit keys. On the tensor cores a page is 16 instructions m16n8k16 whatever the group (a
-// fifteenth of their time), and about 160 of 1,760 instructions in all. So: tensor cores, with the positions of a page
-// (K q) or the numbers of a head (V p) as the 16 rows and the query heads of the group as the 8 columns.
+// fifteenth of their time), and 372 instructions in all where there is time for 1,760. So: tensor cores, with the
+// positions of a page (K q) or the numbers of a head (V p) as the 16 rows and the query heads of the group as the 8
+// columns.
 //
 // In flight: each warp walks its own pages through a ring of its own in shared memory, 3 pages of 4 KiB ahead (head of
 // 128; 2 of 8 KiB for 256), without a barrier of the block: 12 warps of a multiprocessor have 144 KiB under way (8 and
 // 128 KiB for 256), where 4.3 TB/s at 1 us want 33 KiB. That covers the ends of pieces, where a block waits.
 //
-// Pages of e4m3 (with a scale for the keys of each head and one for the values) halve the bytes, and with them the time that
-// a page may take; the rings have as many bytes and twice the pages. Four numbers are widened to bf16 by bit
-// arithmetic and an exact multiplication a pair in 10 instructions: about 320 for a page of a head of 128, and 480 in all
-// where there is time for 880.
+// Pages of e4m3 (with a scale for the keys of each head and one for the values) halve the bytes, and with them the time
+// that a page may take; the rings have as many bytes and twice the pages. Four numbers are widened to bf16 by bit
+// arithmetic and an exact multiplication a pair in 9 instructions: a page of a head of 128 has 592 in all where there is
+// time for 880.
 //
 // Persistent blocks walk the device's list of pieces (attend_plan.cu), heads of keys fastest, as their pages are
 // neighbours in memory. The bits of a row depend on its own position, the window and the size of a piece: within a
@@ -57,13 +58,13 @@ struct Shape {
 template <unsigned DIM, typename Number>
 __device__ __forceinline__ void begin_page(
     unsigned char* slot, const unsigned char* page, const unsigned position, const unsigned start, const unsigned end) {
-  constexpr unsigned COLUMNS = Shape<DIM, Number>::COLUMNS;
+  constexpr unsigned COLUMNS = Shape<DIM, Number>::COLUMNS, ROWS = LANES / COLUMNS;
   const unsigned lane = threadIdx.x % LANES;
+  const unsigned place = swizzled<COLUMNS>(lane / COLUMNS, lane % COLUMNS), after = position + lane / COLUMNS - start;
 #pragma unroll
   for (unsigned i = 0; i < PAGE * COLUMNS / LANES; ++i) {
-    const unsigned chunk = i * LANES + lane;
-    const unsigned row = chunk / COLUMNS, at = position + row;
-    copy_async(slot + swizzled<COLUMNS>(row, chunk % COLUMNS) * 16, page + chunk * 16, start <= at && at < end);
+    copy_async(slot + (i * LANES + (place ^ i * ROWS % 8)) * 16, page + (i * LANES + lane) * 16,
+               after + i * ROWS < end - start);
   }
 }
 
@@ -100,10 +101,11 @@ __device__ __forceinline__ void score_page(
   const unsigned lane = threadIdx.x % LANES;
   // Two chains of sums, so that a product need not wait for the one before it.
   float sum[2][4] = {};
+  const unsigned place = swizzled<COLUMNS>(lane % 16, lane / 16);
 #pragma unroll
   for (unsigned i = 0; i < COLUMNS / 2; ++i) {
     unsigned keys[4];
-    load_matrices(keys, slot + swizzled<COLUMNS>(lane % 16, 2 * i + lane / 16) * 16);
+    load_matrices(keys, slot + (place ^ 2 * i) * 16);
     if constexpr (Number::BYTES == 2) {
       multiply_add(sum[i % 2], keys, queries[i]);
     } else {
@@ -155,16 +157,16 @@ __device__ __forceinline__ void add_page(
 #pragma unroll
     for (unsigned j = 0; j < 4; ++j) running.values[i][j] *= shrink[j % 2];
   }
+  const unsigned place = Number::BYTES == 2 ? swizzled<COLUMNS>(lane / 16 * 8 + lane % 8, lane / 8 % 2)
+                                            : swizzled<COLUMNS>(lane % 16, lane / 16);
 #pragma unroll
   for (unsigned i = 0; i < COLUMNS / 2; ++i) {
     unsigned values[4];
+    load_matrices_transposed(values, slot + (place ^ 2 * i) * 16);
     if constexpr (Number::BYTES == 2) {
-      load_matrices_transposed(
-          values, slot + swizzled<COLUMNS>(lane / 16 * 8 + lane % 8, 2 * i + lane / 8 % 2) * 16);
       multiply_add(running.values[i], values, right);
     } else {
       // Two neighbours of a position move as one number of 16 bits: the first are the upper rows, the second the lower.
-      load_matrices_transposed(values, slot + swizzled<COLUMNS>(lane % 16, 2 * i + lane / 16) * 16);
 #pragma unroll
       for (unsigned j = 0; j < 2; ++j) {
         const unsigned wide[4] = {even_pair(values[2 * j]), odd_pair(values[2 * j]), even_pair(values[2 * j + 1]),

@@ -97,14 +97,15 @@ __device__ __forceinline__ void begin_tile(
   // Rows that the block copies at once: a part of a page, so that the page is known when the loop is unrolled.
   constexpr unsigned ROWS = PROMPT_THREADS / T::COLUMNS;
   static_assert(PAGE % ROWS == 0, "a round of copies lies within a page");
-  const unsigned column = threadIdx.x % T::COLUMNS;
+  const unsigned own = threadIdx.x / T::COLUMNS, column = threadIdx.x % T::COLUMNS;
+  const unsigned place = swizzled<T::COLUMNS>(own, column), after = tile * T::KEYS + own - item.start;
 #pragma unroll
   for (unsigned i = 0; i < T::KEYS / ROWS; ++i) {
-    const unsigned row = i * ROWS + threadIdx.x / T::COLUMNS, at = tile * T::KEYS + row;
     const unsigned char* const page =
         cache + ((size_t)blocks[i * ROWS / PAGE] * kv_heads + item.head) * T::PAGE_BYTES;
-    copy_async(to + swizzled<T::COLUMNS>(row, column), page + (row % PAGE * T::COLUMNS + column) * 16,
-               item.start <= at && at < item.end);
+    copy_async(to + i * PROMPT_THREADS + (place ^ i * ROWS % 8),
+               page + (i * PROMPT_THREADS % (PAGE * T::COLUMNS) + threadIdx.x) * 16,
+               after + i * ROWS < item.end - item.start);
   }
 }
 
@@ -124,7 +125,7 @@ __device__ __forceinline__ void load_query(unsigned (&out)[4], const uint4* quer
   constexpr unsigned COLUMNS = DIM / CHUNK;
   const unsigned lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, g = lane / 4, t = lane % 4;
   if constexpr (Number::BYTES == 2) {
-    load_matrices(out, queries + swizzled<COLUMNS>(warp * 16 + lane % 16, 2 * k + lane / 16));
+    load_matrices(out, queries + (swizzled<COLUMNS>(warp * 16 + lane % 16, lane / 16) ^ 2 * k));
   } else {
 #pragma unroll
     for (unsigned half = 0; half < 2; ++half) {
@@ -147,6 +148,8 @@ __device__ __forceinline__ void add_tile(
   const unsigned lane = threadIdx.x % LANES, t = lane % 4;
 
   float scores[KEYS / 8][4] = {};
+  const unsigned key_place = Number::BYTES == 2 ? swizzled<COLUMNS>(lane / 16 * 8 + lane % 8, lane / 8 % 2)
+                                                : swizzled<COLUMNS>(lane, 0);
 #pragma unroll
   for (unsigned k = 0; k < DIM / 16; ++k) {
     unsigned query[4];
@@ -160,7 +163,7 @@ __device__ __forceinline__ void add_tile(
 #pragma unroll
       for (unsigned n = 0; n < KEYS / 16; ++n) {
         unsigned key[4];
-        load_matrices(key, keys + swizzled<COLUMNS>(n * 16 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+        load_matrices(key, keys + n * 16 * COLUMNS + (key_place ^ 2 * k));
         multiply_add(scores[2 * n], query, {key[0], key[1]});
         multiply_add(scores[2 * n + 1], query, {key[2], key[3]});
       }
@@ -169,7 +172,7 @@ __device__ __forceinline__ void add_tile(
 #pragma unroll
       for (unsigned n = 0; n < KEYS / 32; ++n) {
         unsigned key[4];
-        load_matrices(key, keys + swizzled<COLUMNS>(n * 32 + lane, k));
+        load_matrices(key, keys + n * 32 * COLUMNS + (key_place ^ k));
 #pragma unroll
         for (unsigned i = 0; i < 4; ++i) {
           multiply_add(scores[4 * n + i], query, {lower_pair(key[i]), upper_pair(key[i])});
@@ -218,6 +221,8 @@ __device__ __forceinline__ void add_tile(
     sums.sum[half] = fmaf(sums.sum[half], shrink[half], sum);
   }
 
+  const unsigned value_place =
+      Number::BYTES == 2 ? swizzled<COLUMNS>(lane % 16, lane / 16) : swizzled<COLUMNS>(lane, 0);
 #pragma unroll
   for (unsigned i = 0; i < DIM / 16; ++i) {
 #pragma unroll
@@ -229,7 +234,7 @@ __device__ __forceinline__ void add_tile(
 #pragma unroll
       for (unsigned k = 0; k < KEYS / 16; ++k) {
         unsigned value[4];
-        load_matrices_transposed(value, values + swizzled<COLUMNS>(k * 16 + lane % 16, 2 * i + lane / 16));
+        load_matrices_transposed(value, values + k * 16 * COLUMNS + (value_place ^ 2 * i));
         multiply_add(sums.values[2 * i], weights[k], {value[0], value[1]});
         multiply_add(sums.values[2 * i + 1], weights[k], {value[2], value[3]});
       }
@@ -238,7 +243,7 @@ __device__ __forceinline__ void add_tile(
 #pragma unroll
       for (unsigned k = 0; k < KEYS / 32; ++k) {
         unsigned value[4];
-        load_matrices_transposed(value, values + swizzled<COLUMNS>(k * 32 + lane, i));
+        load_matrices_transposed(value, values + k * 32 * COLUMNS + (value_place ^ i));
 #pragma unroll
         for (unsigned j = 0; j < 2; ++j) {
           multiply_add(sums.values[2 * i], weights[2 * k + j], {even_pair(value[2 * j]), even_pair(value[2 * j + 1])});

@@ -50,16 +50,18 @@ __device__ __forceinline__ unsigned widen_e4m3(const unsigned word) {
 
 // Bytes 0 and 1, 2 and 3, 0 and 2, 1 and 3 of a word of four e4m3.
 __device__ __forceinline__ unsigned lower_pair(const unsigned word) {
-  return widen_e4m3((word & 0xffu) << 8 | (word & 0xff00u) << 16);
+  return widen_e4m3(__byte_perm(word, 0, 0x1404));
 }
 __device__ __forceinline__ unsigned upper_pair(const unsigned word) {
-  return widen_e4m3((word & 0xff0000u) >> 8 | (word & 0xff000000u));
+  return widen_e4m3(__byte_perm(word, 0, 0x3424));
 }
 __device__ __forceinline__ unsigned even_pair(const unsigned word) { return widen_e4m3(word << 8); }
 __device__ __forceinline__ unsigned odd_pair(const unsigned word) { return widen_e4m3(word); }
 
 // Where 16-byte chunk `column` of row `row` lies in a tile of shared memory with rows of COLUMNS chunks, a multiple of 8:
-// eight rows of one column are in different banks, and so are eight columns of one row.
+// eight rows of one column are in different banks, and so are eight columns of one row. Bits that are turned over in the
+// column, or in the lowest three of the row, are turned over in the place: loops begin with a lane's own and turn over
+// what they know when they are unrolled.
 template <unsigned COLUMNS>
 __device__ __forceinline__ unsigned swizzled(const unsigned row, const unsigned column) {
   static_assert(COLUMNS % 8 == 0, "a column stays among eight");

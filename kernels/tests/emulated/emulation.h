@@ -87,6 +87,9 @@ struct Fiber {
   State state;
   uint3 thread;
   uint64_t slot;                          // what this lane publishes in a warp operation
+  // Values that this lane publishes, by turns: one is free again when all lanes have come to the next.
+  uint64_t published[2][4];
+  unsigned turn;
   std::vector<std::vector<Copy>> copies;  // groups of copies under way; the last one is open
 };
 
@@ -188,6 +191,7 @@ inline void prepare(Fiber& fiber, uint3 thread) {
   fiber.state = State::Ready;
   fiber.thread = thread;
   fiber.copies.assign(1, {});
+  fiber.turn = 0;
   if (fiber.stack) return;
   fiber.stack.reset(new char[STACK]);
   getcontext(&fiber.place.context);
@@ -237,16 +241,23 @@ inline void launch(Order order, unsigned seed, dim3 grid, dim3 size, std::functi
   block = nullptr;
 }
 
-// Publish, wait for the warp, read another lane, wait again before the slot may be written anew.
+// Every lane publishes a value and waits for the warp; the result reads that of another lane.
+template <typename T>
+auto publish(const T& value) {
+  static_assert(sizeof(T) <= sizeof(Fiber::published[0]), "a lane publishes at most 32 bytes");
+  const unsigned turn = self().turn++ % 2;
+  std::memcpy(self().published[turn], &value, sizeof(T));
+  wait_at(State::AtWarpBarrier);
+  return [turn](unsigned lane) {
+    T result;
+    std::memcpy(&result, block->fibers[block->running / WARP * WARP + lane % WARP].published[turn], sizeof(T));
+    return result;
+  };
+}
+
 template <typename T>
 T shuffle(T value, unsigned from) {
-  static_assert(sizeof(T) <= sizeof(uint64_t), "a lane publishes at most 8 bytes");
-  std::memcpy(&self().slot, &value, sizeof(T));
-  wait_at(State::AtWarpBarrier);
-  T result;
-  std::memcpy(&result, &block->fibers[block->running / WARP * WARP + from % WARP].slot, sizeof(T));
-  wait_at(State::AtWarpBarrier);
-  return result;
+  return publish(value)(from);
 }
 
 // Every lane of the warp publishes a pointer; `use` reads them, and nobody goes on before all have.
@@ -333,31 +344,27 @@ inline float half_of(unsigned word, unsigned which) {
 // The device adds the sixteen products of an element in an order of its own; here they are added exactly and rounded once.
 inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   struct Fragments {
-    const unsigned *a, *b;
-  } mine{a, b};
-  float result[4];
+    unsigned a[4], b[2];
+  } mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const auto of = publish(mine);
   const unsigned g = lane() / 4, t = lane() % 4;
-  together(&mine, [&](auto of) {
-    // The rows and columns of this lane's four elements, read once each.
-    double left[2][16], right[2][16];
-    for (unsigned pair = 0; pair < 4; ++pair) {
-      const Fragments& row = *of(g * 4 + pair);
-      const Fragments* const columns[2] = {of(2 * t * 4 + pair), of((2 * t + 1) * 4 + pair)};
-      for (unsigned i = 0; i < 2; ++i) {
-        for (unsigned k = 0; k < 4; ++k) {
-          const unsigned at = k / 2 * 8 + 2 * pair + k % 2;
-          left[i][at] = half_of(row.a[i + k / 2 * 2], k % 2);
-          right[i][at] = half_of(columns[i]->b[k / 2], k % 2);
-        }
+  // The rows and columns of this lane's four elements.
+  double left[2][16], right[2][16];
+  for (unsigned pair = 0; pair < 4; ++pair) {
+    const Fragments row = of(g * 4 + pair), columns[2] = {of(2 * t * 4 + pair), of((2 * t + 1) * 4 + pair)};
+    for (unsigned i = 0; i < 2; ++i) {
+      for (unsigned k = 0; k < 4; ++k) {
+        const unsigned at = k / 2 * 8 + 2 * pair + k % 2;
+        left[i][at] = half_of(row.a[i + k / 2 * 2], k % 2);
+        right[i][at] = half_of(columns[i].b[k / 2], k % 2);
       }
     }
-    for (unsigned i = 0; i < 4; ++i) {
-      double total = sum[i];
-      for (unsigned k = 0; k < 16; ++k) total += left[i / 2][k] * right[i % 2][k];
-      result[i] = (float)total;
-    }
-  });
-  std::copy(result, result + 4, sum);
+  }
+  for (unsigned i = 0; i < 4; ++i) {
+    double total = sum[i];
+    for (unsigned k = 0; k < 16; ++k) total += left[i / 2][k] * right[i % 2][k];
+    sum[i] = (float)total;
+  }
 }
 
 }  // namespace emulation
@@ -400,6 +407,13 @@ inline unsigned __ballot_sync(unsigned mask, bool value) {
 }
 inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
 inline bool __all_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) == 0xffffffffu; }
+// Bytes of two words, chosen each by a digit of `which`: 0 to 3 of the first, 4 to 7 of the second.
+inline unsigned __byte_perm(unsigned first, unsigned second, unsigned which) {
+  const uint64_t both = (uint64_t)second << 32 | first;
+  unsigned out = 0;
+  for (unsigned i = 0; i < 4; ++i) out |= (unsigned)(both >> (which >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  return out;
+}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(unsigned bits) { return __builtin_ffs((int)bits); }
 inline void __threadfence() {}
