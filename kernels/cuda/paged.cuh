@@ -5,7 +5,7 @@
 // before attention begins. All counts that change from step to step are read from device memory.
 #pragma once
 
-#include "numbers.cuh"
+#include "pairs.cuh"
 
 // Positions of a block.
 constexpr unsigned PAGE = 16;
@@ -30,33 +30,6 @@ struct Bf16 {
 struct E4m3 {
   static constexpr unsigned BYTES = 1;
 };
-
-// Two bf16 times 2^120, exactly.
-__device__ __forceinline__ unsigned scale_up(const unsigned word) {
-#ifdef __CUDACC__
-  unsigned out;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(word), "r"(0x7b807b80u), "r"(0x80008000u));
-  return out;
-#else
-  return pack_bf16(first_of(word) * 0x1p120f, second_of(word) * 0x1p120f);
-#endif
-}
-
-// Two e4m3, in the upper bytes of the halves of a word, as bf16. The bits of an e4m3 in the places of those of a bf16 are
-// its value times 2^-120, small ones of few bits included.
-__device__ __forceinline__ unsigned widen_e4m3(const unsigned word) {
-  return scale_up((word & 0x80008000u) | (word >> 4 & 0x07f007f0u));
-}
-
-// Bytes 0 and 1, 2 and 3, 0 and 2, 1 and 3 of a word of four e4m3.
-__device__ __forceinline__ unsigned lower_pair(const unsigned word) {
-  return widen_e4m3(__byte_perm(word, 0, 0x1404));
-}
-__device__ __forceinline__ unsigned upper_pair(const unsigned word) {
-  return widen_e4m3(__byte_perm(word, 0, 0x3424));
-}
-__device__ __forceinline__ unsigned even_pair(const unsigned word) { return widen_e4m3(word << 8); }
-__device__ __forceinline__ unsigned odd_pair(const unsigned word) { return widen_e4m3(word); }
 
 // Where 16-byte chunk `column` of row `row` lies in a tile of shared memory with rows of COLUMNS chunks, a multiple of 8:
 // eight rows of one column are in different banks, and so are eight columns of one row. Bits that are turned over in the

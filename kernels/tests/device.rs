@@ -8,6 +8,7 @@ use hearth_kernels::cuda::emulated::{Emulated, Order};
 use hearth_kernels::cuda::product::{Finish, Product};
 use hearth_kernels::cuda::skinny::{Class, Skinny};
 use hearth_kernels::cuda::stream::{Stream, number};
+use hearth_kernels::cuda::weightonly::{Format, Packed, Weight, WeightOnly};
 
 const ROOM: usize = 1 << 26;
 
@@ -112,5 +113,26 @@ fn a_row_of_a_product_has_the_same_bits_in_every_bucket() {
     assert!(answers[0].0.iter().any(|v| *v != 0.0));
     for other in &answers[1..] {
         assert_eq!(*other, answers[0]);
+    }
+}
+
+#[test]
+#[ignore = "compiles C++: the full tier runs it"]
+fn a_packed_weight_multiplies_on_a_device() {
+    let device = device();
+    let products = WeightOnly::load(&device).unwrap();
+    let (n, k) = (48, 200);
+    let weight: Vec<f32> = (0..n * k).map(|i| (i as f32 * 0.7).sin()).collect();
+    let ones = Buffer::of(&device, &vec![bf16::ONE; 2 * k]).unwrap();
+    let count = Buffer::of(&device, &[2u32]).unwrap();
+    for format in Format::ALL {
+        let packed = Packed::of(format, (n, k), &weight);
+        let on_device = Weight::of(&device, &packed).unwrap();
+        let y = Buffer::of(&device, &vec![1.0; 2 * n]).unwrap();
+        products.launch(2, &count, &ones, &on_device, None, Finish::Add(&y)).unwrap();
+        for (i, got) in y.get().unwrap().into_iter().enumerate() {
+            let want = 1.0 + (0..k).map(|c| packed.number(i % n, c)).sum::<f32>();
+            assert!((got - want).abs() < 1e-3, "{} {i}: {got} instead of {want}", format.name());
+        }
     }
 }

@@ -21,3 +21,4 @@ pub mod row;
 pub mod sample;
 pub mod skinny;
 pub mod stream;
+pub mod weightonly;

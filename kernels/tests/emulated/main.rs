@@ -14,3 +14,4 @@ mod row;
 mod sample;
 mod skinny;
 mod tensor;
+mod weightonly;

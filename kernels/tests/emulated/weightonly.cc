@@ -1,0 +1,31 @@
+// Numbers: format (0 int8, 1 e4m3, 2 int4), epilogue (0 set, 1 add, 2 silu, 3 gelu), order, whether there is a bias, n, k.
+// Buffers: rows (one number), x [8, k] in bf16, the packed numbers and scales, bias [n] in f32, y [8, n] in f32 or
+// [8, n / 2] in bf16.
+#include "../../cuda/weightonly.cu"
+#include "case.h"
+
+namespace {
+
+using Kernel = void (*)(const uint4*, const uint4*, const void*, const float*, void*, const unsigned*, unsigned, unsigned);
+const Kernel kernels[3][4] = {
+    {weightonly_int8_set, weightonly_int8_add, weightonly_int8_silu, weightonly_int8_gelu},
+    {weightonly_e4m3_set, weightonly_e4m3_add, weightonly_e4m3_silu, weightonly_e4m3_gelu},
+    {weightonly_int4_set, weightonly_int4_add, weightonly_int4_silu, weightonly_int4_gelu},
+};
+
+}  // namespace
+
+int main() {
+  Case it;
+  while (it.next()) {
+    const unsigned format = it.number(), epilogue = it.number();
+    const auto order = it.order();
+    const bool bias = it.number();
+    const unsigned n = it.number(), k = it.number();
+    emulation::launch(order, 19, (n + PANELS * PANEL - 1) / (PANELS * PANEL), SHARERS * LANES, [&] {
+      kernels[format][epilogue](it.buffer<uint4>(1), it.buffer<uint4>(2), it.buffer<void>(3),
+                                bias ? it.buffer<float>(4) : nullptr, it.buffer<void>(5), it.buffer<unsigned>(0), n, k);
+    });
+    it.answer(5);
+  }
+}
