@@ -7,7 +7,9 @@ use half::bf16;
 
 use super::buffer::Buffer;
 use super::driver::{Device, DeviceError, Kernel};
+use super::expert_product::ExpertProduct;
 use super::launch::Launch;
+use super::product::Finish;
 use crate::gate::Activation;
 
 /// Rows up to which every pair is a product of its own: beyond, too many pairs share an expert and would read it again.
@@ -38,7 +40,8 @@ impl Shape {
     }
 }
 
-/// Where rows go, on the device: made once for the largest step, filled by [`Experts::route`] and [`Experts::group`].
+/// Where rows go, on the device: made once for the largest step, filled by [`Experts::route`] and, for
+/// grouped rows, by [`Experts::grouped`].
 #[derive(Debug)]
 pub struct Routes {
     shape: Shape,
@@ -72,11 +75,6 @@ impl Routes {
         self.shape
     }
 
-    /// Where each expert's rows begin among the gathered ones.
-    pub fn starts(&self) -> &Buffer<u32> {
-        &self.starts
-    }
-
     fn check(&self, bucket: usize, count: &Buffer<u32>) {
         assert!(
             (1..=self.rows).contains(&bucket) && !count.is_empty(),
@@ -84,6 +82,17 @@ impl Routes {
             self.rows
         );
     }
+}
+
+/// Memory of grouped rows, a row a pair.
+#[derive(Clone, Copy, Debug)]
+pub struct Room<'a> {
+    /// `[pairs, width]`.
+    pub gathered: &'a Buffer<bf16>,
+    /// `[pairs, ffn]`.
+    pub middle: &'a Buffer<bf16>,
+    /// `[pairs, width]`.
+    pub results: &'a Buffer<f32>,
 }
 
 #[derive(Debug)]
@@ -95,6 +104,7 @@ pub struct Experts {
     group: Kernel,
     gather: Kernel,
     combine: Kernel,
+    product: ExpertProduct,
 }
 
 impl Experts {
@@ -107,6 +117,7 @@ impl Experts {
             group: kernel("group")?,
             gather: kernel("gather")?,
             combine: kernel("combine")?,
+            product: ExpertProduct::load(device)?,
             device: device.clone(),
         })
     }
@@ -175,8 +186,34 @@ impl Experts {
         unsafe { launch.on(&*self.device) }
     }
 
+    /// The same for any number of rows: rows are put in order of experts, and each expert's weight is read once for all
+    /// of its rows. `room` is for `bucket * top_k` rows.
+    #[allow(clippy::too_many_arguments, reason = "the operands of one operation")]
+    pub fn grouped(
+        &self,
+        bucket: usize,
+        count: &Buffer<u32>,
+        routes: &Routes,
+        x: &Buffer<bf16>,
+        gate_up: &Buffer<bf16>,
+        down: &Buffer<bf16>,
+        activation: Activation,
+        room: Room<'_>,
+        residual: &Buffer<f32>,
+    ) -> Result<(), DeviceError> {
+        let Shape { experts, top_k, width, ffn } = routes.shape;
+        let (pairs, starts) = (bucket * top_k, &routes.starts);
+        self.group(count, routes)?;
+        self.gather(bucket, count, routes, x, room.gathered)?;
+        let bent = Finish::Gate(activation, room.middle);
+        self.product.launch(pairs, starts, room.gathered, gate_up, experts, (2 * ffn, width), bent)?;
+        let set = Finish::Set(room.results);
+        self.product.launch(pairs, starts, room.middle, down, experts, (width, ffn), set)?;
+        self.combine(bucket, count, routes, room.results, residual)
+    }
+
     /// Puts the pairs of all rows in order of experts.
-    pub fn group(&self, count: &Buffer<u32>, routes: &Routes) -> Result<(), DeviceError> {
+    fn group(&self, count: &Buffer<u32>, routes: &Routes) -> Result<(), DeviceError> {
         let Shape { experts, top_k, .. } = routes.shape;
         routes.check(1, count);
         let launch = Launch::new(self.group, 1, GROUP_THREADS);
@@ -187,7 +224,7 @@ impl Experts {
     }
 
     /// Copies the rows of `x` `[bucket, width]` to `gathered` `[bucket * top_k, width]`, those of an expert side by side.
-    pub fn gather(
+    fn gather(
         &self,
         bucket: usize,
         count: &Buffer<u32>,
@@ -209,7 +246,7 @@ impl Experts {
     }
 
     /// Adds the weighted `results` `[bucket * top_k, width]`, in the order of [`Experts::gather`], to the residual.
-    pub fn combine(
+    fn combine(
         &self,
         bucket: usize,
         count: &Buffer<u32>,

@@ -11,6 +11,7 @@ pub mod device;
 pub mod driver;
 #[cfg(feature = "emulated")]
 pub mod emulated;
+pub mod expert_product;
 pub mod experts;
 #[cfg(feature = "cuda")]
 pub mod gpu;

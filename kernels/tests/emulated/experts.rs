@@ -149,6 +149,12 @@ fn few_rows_go_through_their_experts_one_by_one() {
             let (written, rest) = answer.split_at(2 * rows * top_k * ffn);
             assert!(rest.iter().all(|b| *b == 0xff), "{what}: rows beyond the count are left alone");
             let middle = bf16s(written);
+            // The bits of skinny's warp class.
+            let (pair, expert) = (rows * top_k - 1, chosen[rows * top_k - 1] as usize);
+            let own = &mixture.gate_up[expert * 2 * ffn * width..][..2 * ffn * width];
+            let case = Case::new(&[0, 2 + usize::from(gelu), 0, 0, 1, 2 * ffn, width]);
+            let case = case.bf16(&x[(rows - 1) * width..][..width]).bf16(own).f32(&[]).output(2 * ffn);
+            assert_eq!(middle[pair * ffn..], bf16s(&skinny.answer(case, &what)), "{what}");
             for pair in 0..rows * top_k {
                 let x = &x[pair / top_k * width..][..width];
                 for i in 0..ffn {
@@ -179,8 +185,9 @@ fn few_rows_go_through_their_experts_one_by_one() {
             // The bits of skinny's block class, weighted and added in the order of experts.
             let mut want = before.clone();
             let (pairs, n) = (rows * top_k, experts * width);
-            let case = Case::new(&[1, 0, pairs, n, ffn]).bf16(&middle[..pairs * ffn]).bf16(&mixture.down);
-            let products = skinny.reals(case.output(4 * pairs * n), &what);
+            let case = Case::new(&[1, 0, 0, 0, pairs, n, ffn]).bf16(&middle[..pairs * ffn]);
+            let case = case.bf16(&mixture.down).f32(&[]).output(4 * pairs * n);
+            let products = skinny.reals(case, &what);
             for pair in 0..pairs {
                 let product = &products[pair * n + chosen[pair] as usize * width..][..width];
                 for (want, product) in want[pair / top_k * width..].iter_mut().zip(product) {
@@ -192,28 +199,6 @@ fn few_rows_go_through_their_experts_one_by_one() {
         }
     }
     eprintln!("direct: {cases} cases");
-}
-
-#[test]
-#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
-fn the_gates_of_few_rows_have_the_bits_of_the_skinny_product() {
-    let (program, skinny) = (Program::build("experts"), Program::build("skinny"));
-    let (width, ffn) = (1032, 24);
-    let mixture = Mixture::new(1, width, ffn);
-    let x = halves(46, width);
-    // A weight whose rows of gate are rows of up too: SiLU(s) * s tells the bits of s up to bf16.
-    let gate_up: Vec<bf16> =
-        (0..2 * ffn).flat_map(|row| mixture.row(0, false, row / 16 * 8 + row % 8).to_vec()).collect();
-    let case = Case::new(&[GATE_UP, 0, (ffn / 2).div_ceil(8), 1, 0, width, ffn, 1]);
-    let case = case.u32(&[1]).u32(&[0]).bf16(&x).bf16(&gate_up).output(2 * ffn);
-    let got = bf16s(&program.answer(case, "gates"));
-    let case = Case::new(&[0, 0, 1, 2 * ffn, width]).bf16(&x).bf16(&gate_up).output(8 * ffn);
-    let sums = skinny.reals(case, "sums");
-    for (i, got) in got.iter().enumerate() {
-        let (gate, up) = (sums[i / 8 * 16 + i % 8], sums[i / 8 * 16 + 8 + i % 8]);
-        let want = bf16::from_f32(gate / (1.0 + (-gate).exp()) * up);
-        assert_eq!(*got, want, "{i}");
-    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod attend_decode;
 mod attend_prompt;
+mod expert_product;
 mod experts;
 mod faults;
 mod paged;

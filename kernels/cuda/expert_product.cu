@@ -1,0 +1,61 @@
+// Products of rows grouped by expert, each with its expert's weight, on the tensor cores.
+//
+// Rows of an expert stand side by side (experts.cu: group and gather) from starts[e] to starts[e + 1]; weights of all
+// experts stand behind one another. A block takes a tile of one expert's rows; how many tiles an expert has is read on
+// the device, so the grid is that of the most tiles that a bucket's rows can make, and blocks beyond them return. An
+// expert without rows has no tile and its weight is not read.
+//
+// Bytes moved: 2 n k of every expert that has rows (blocks that share a tile of a weight run together) + 2 k of each row
+// for every n-tile, from the second-level cache + the output. Ceiling: the device's read bandwidth as long as an expert has
+// fewer than about 200 rows, then the rate of mma. What limits: as in product.cu; before its first copy a block reads
+// where experts begin, about 1 us, which other blocks of the multiprocessor hide.
+//
+// One class: each sum is one chain of mma.m16n8k16 from zero, k ascending, whatever the tile; that of product.cu with one
+// part. A row's bits depend on the row and its expert alone.
+
+#include "tile.cuh"
+
+// Experts whose borders are read together.
+constexpr unsigned AT_ONCE = 8;
+
+template <typename T, unsigned EPILOGUE>
+__device__ __forceinline__ void expert_product(Product p, const unsigned* __restrict__ starts, const unsigned experts) {
+  unsigned tile = blockIdx.x, own = 0, first = 0, end = 0;
+  for (unsigned expert = 0; expert < experts && end == 0; expert += AT_ONCE) {
+    unsigned border[AT_ONCE + 1];
+#pragma unroll
+    for (unsigned i = 0; i <= AT_ONCE; ++i) border[i] = starts[min(expert + i, experts)];
+#pragma unroll
+    for (unsigned i = 0; i < AT_ONCE; ++i) {
+      if (end > 0) continue;
+      const unsigned tiles = (border[i + 1] - border[i] + T::ROWS - 1) / T::ROWS;
+      if (tile < tiles) {
+        own = expert + i;
+        first = border[i] + tile * T::ROWS;
+        end = border[i + 1];
+      } else {
+        tile -= tiles;
+      }
+    }
+  }
+  if (end == 0) return;
+  p.w += (size_t)own * p.n * (p.k / CHUNK);
+  product_tile<T, EPILOGUE>(p, end, first, blockIdx.y * T::COLUMNS);
+}
+
+// The grid is tiles of rows x n tiles. n is that of one expert's weight.
+#define EXPERT_PRODUCT(NAME, THREADS, BLOCKS, ...)                                                                     \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                        \
+      expert_product_##NAME(const unsigned* starts, const uint4* x, const uint4* w, void* y, unsigned experts,         \
+                            unsigned n, unsigned k) {                                                                  \
+    expert_product<__VA_ARGS__>({x, w, nullptr, y, nullptr, nullptr, n, k, 1}, starts, experts);                       \
+  }
+#define EXPERT_PRODUCTS(TILE, THREADS, BLOCKS, ...)                    \
+  EXPERT_PRODUCT(TILE##_set, THREADS, BLOCKS, __VA_ARGS__, SET)        \
+  EXPERT_PRODUCT(TILE##_silu, THREADS, BLOCKS, __VA_ARGS__, SILU)      \
+  EXPERT_PRODUCT(TILE##_gelu, THREADS, BLOCKS, __VA_ARGS__, GELU)
+
+EXPERT_PRODUCTS(16, 128, 4, Tile16)
+EXPERT_PRODUCTS(64, 256, 2, Tile64)
+EXPERT_PRODUCTS(128, 128, 2, Tile128)
+EXPERT_PRODUCTS(128_wide, 256, 1, Tile128Wide)
