@@ -1,5 +1,4 @@
-//! Under the feature `cuda`: compiles `cuda/*.cu` with nvcc and lets candle's CUDA kernels link the runtime statically.
-//! Without it nothing here runs, and a build needs no CUDA.
+//! Under the feature `cuda`: compiles `cuda/*.cu` with nvcc. Without it nothing here runs, and a build needs no CUDA.
 //!
 //! Each `cuda/NAME.cu` becomes `OUT_DIR/NAME.fatbin`, embedded by `src/cuda/gpu.rs` through `OUT_DIR/fatbins.rs`, and
 //! `OUT_DIR/NAME.resources`, the compiler's report of registers, shared memory and spills.
@@ -31,7 +30,6 @@ fn main() {
     println!("cargo:rerun-if-changed=cuda");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("bug: cargo sets OUT_DIR"));
     compile_kernels(&out);
-    link_static_runtime(&out);
 }
 
 fn compile_kernels(out: &Path) {
@@ -76,34 +74,4 @@ fn nvcc() -> OsString {
         Some(path) if path.is_file() => path.into(),
         _ => "nvcc".into(),
     }
-}
-
-/// candle's kernels ask for `-l dylib=cudart`. From a directory that holds nothing but `libcudart.a` the linker takes
-/// the static runtime, and the binary starts on hosts without CUDA. A search path of any crate reaches the final link.
-fn link_static_runtime(out: &Path) {
-    let mut toolkits: Vec<PathBuf> =
-        ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).map(PathBuf::from).collect();
-    for dir in env::split_paths(&env::var_os("PATH").unwrap_or_default()) {
-        if let Ok(nvcc) = fs::canonicalize(dir.join("nvcc")) {
-            toolkits.extend(nvcc.ancestors().nth(2).map(PathBuf::from));
-        }
-    }
-    toolkits.push("/usr/local/cuda".into());
-    let library = toolkits
-        .iter()
-        .flat_map(|t| {
-            ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"].map(|d| t.join(d))
-        })
-        .map(|dir| dir.join("libcudart_static.a"))
-        .find(|path| path.is_file());
-    let Some(library) = library else {
-        println!(
-            "cargo:warning=no libcudart_static.a under CUDA_HOME: the binary will need libcudart.so at start"
-        );
-        return;
-    };
-    let dir = out.join("cudart");
-    fs::create_dir_all(&dir).expect("making the directory of the static CUDA runtime");
-    fs::copy(&library, dir.join("libcudart.a")).expect("copying libcudart_static.a");
-    println!("cargo:rustc-link-search=native={}", dir.display());
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
 use crate::decoder::{Options, kv_shape, quantized};
+use crate::device;
 use crate::host::Available;
 use crate::layout::Role;
 
@@ -73,6 +74,32 @@ impl Memory {
             blocks: options.blocks as u64,
             rope: (options.context * spec.head_dim * 4) as u64,
             step: step_bytes(checkpoint, options),
+        }
+    }
+
+    /// The sum on a GPU, where weights lie as they are in the checkpoint.
+    pub fn on_device(checkpoint: &Checkpoint, options: &device::Options) -> Memory {
+        let mut weights: Vec<Share> = Vec::new();
+        for block in checkpoint.layout().blocks() {
+            let elements = block.elements();
+            let (what, bytes) = match block.role {
+                Role::Vector => ("norms and biases, f32", 4 * elements),
+                Role::Embedding => ("embedding, bf16", 2 * elements),
+                Role::Head => ("head, bf16", 2 * elements),
+                Role::Linear | Role::Router => ("layers, bf16", 2 * elements),
+            };
+            match weights.iter_mut().find(|share| share.what == what) {
+                Some(share) => share.bytes += bytes,
+                None => weights.push(Share { what: what.to_owned(), bytes }),
+            }
+        }
+        let spec = checkpoint.spec();
+        Memory {
+            weights,
+            block_bytes: (spec.layers * 2 * BLOCK * spec.key_width() * 2) as u64,
+            blocks: options.blocks as u64,
+            rope: (options.context * spec.head_dim * 4) as u64,
+            step: device::step_bytes(spec, options),
         }
     }
 

@@ -9,15 +9,19 @@ use hearth_kernels::paged::BLOCK;
 use hearth_kernels::{Context, Quantize};
 use hearth_models::checkpoint::Checkpoint;
 use hearth_models::decoder::{Decoder, Options};
+use hearth_models::device;
 use hearth_models::host::Available;
 use hearth_models::memory::{Memory, fit};
 
+use super::device::Place;
 use super::terminal::Progress;
 use super::{CliError, Common, Exit};
 use crate::config::entries::name_of;
 use crate::config::keys::size as parse_size;
 use crate::config::{Layers, ModelEntry, Origin, Settings, UpstreamEntry};
 use crate::engine::arbiter::Arbiter;
+use crate::engine::device::OnDevice;
+use crate::engine::executor::Executor;
 use crate::engine::handle::{Config, Engine};
 use crate::engine::local::Local;
 use crate::nearest::nearest;
@@ -42,7 +46,7 @@ pub struct ModelFlags {
     /// A checkpoint's directory, NAME=DIR, or the name of a configured or built-in model; may be repeated
     #[arg(long = "model", value_name = "DIR|NAME")]
     models: Vec<String>,
-    /// What computes [default: cpu]
+    /// What computes: cpu, cuda, or auto, the GPU if there is one [default: auto]
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
     /// Threads that compute [default: one for each core]
@@ -152,15 +156,13 @@ pub fn all(settings: &Settings) -> Result<Vec<Served>, CliError> {
     if settings.models.is_empty() {
         return Ok(Vec::new());
     }
-    let context = device(settings)?;
-    let available = Available::now().ok_or_else(|| {
-        CliError::new(Exit::Failed, "how much memory there is cannot be read from /proc/meminfo")
-    })?;
+    let place = Place::choose(settings)?;
+    let available = available(&place)?;
     let share = available.bytes / settings.models.len().max(1) as u64;
     let opened = settings
         .models
         .iter()
-        .map(|entry| Opened::new(entry, settings, share))
+        .map(|entry| Opened::new(entry, settings, share, &place))
         .collect::<Result<Vec<_>, _>>()?;
     for model in &opened {
         eprintln!("{}\n{}", model.entry.name, model.memory);
@@ -168,7 +170,7 @@ pub fn all(settings: &Settings) -> Result<Vec<Served>, CliError> {
     let needs: Vec<(&str, &Memory)> = opened.iter().map(|m| (m.entry.name.as_str(), &m.memory)).collect();
     fit(&needs, &available).map_err(|e| CliError::new(Exit::Memory, e.to_string()))?;
     let arbiter = Arc::new(Arbiter::default());
-    opened.into_iter().map(|model| model.start(settings, &context, &arbiter)).collect()
+    opened.into_iter().map(|model| model.start(settings, &place, &arbiter)).collect()
 }
 
 /// The models of the upstreams. No connection is made.
@@ -222,7 +224,23 @@ pub fn single(flags: &ModelFlags, common: &Common) -> Result<Served, CliError> {
     all(&settings)?.pop().ok_or_else(|| CliError::new(Exit::Model, "no model is configured"))
 }
 
-fn device(settings: &Settings) -> Result<Context, CliError> {
+/// Memory that models may take where they are computed.
+fn available(place: &Place) -> Result<Available, CliError> {
+    match place {
+        Place::Processor(_) => Available::now().ok_or_else(|| {
+            CliError::new(Exit::Failed, "how much memory there is cannot be read from /proc/meminfo")
+        }),
+        Place::Gpu(device) => {
+            let (free, _) = device.memory().map_err(|e| CliError::new(Exit::Device, e.to_string()))?;
+            // The rest is the driver's: it takes some for each module and captured step.
+            let bytes = (free - free / 32) as u64;
+            Ok(Available { bytes, limit: format!("free memory of {}", device.name()) })
+        }
+    }
+}
+
+/// The processor's cores, as many as the settings allow.
+pub(super) fn processor(settings: &Settings) -> Result<Context, CliError> {
     let cores = match settings.threads {
         0 => None,
         n => {
@@ -261,7 +279,7 @@ struct Opened<'a> {
 
 impl<'a> Opened<'a> {
     /// `share` is the memory that this model may count on when the settings do not say.
-    fn new(entry: &'a ModelEntry, settings: &Settings, share: u64) -> Result<Self, CliError> {
+    fn new(entry: &'a ModelEntry, settings: &Settings, share: u64, place: &Place) -> Result<Self, CliError> {
         let (checkpoint, files, notice) = files(entry)?;
         let spec = checkpoint.spec();
         let (own, vocab) = (spec.context, spec.vocab as u32);
@@ -288,40 +306,65 @@ impl<'a> Opened<'a> {
             );
             return Err(CliError::new(Exit::Model, what).fix("copy the checkpoint again"));
         }
-        let rows = settings.step_tokens.max(settings.sequences) as usize;
+        if matches!(place, Place::Gpu(_)) && entry.quantize.is_some() {
+            let what = format!("model {}: weights are not packed on a GPU in this version", entry.name);
+            let fix = "leave `quantize` out, or serve it on the CPU: --device cpu";
+            return Err(CliError::new(Exit::Config, what).at(entry.origin.to_string()).fix(fix));
+        }
+        let step_tokens = if settings.step_tokens > 0 { settings.step_tokens } else { place.step_tokens() };
+        let rows = step_tokens.max(settings.sequences) as usize;
         let mut options = Options {
             quantize: entry.quantize.as_deref().map(quantize),
             rows,
-            logits: rows,
+            logits: match place {
+                Place::Processor(_) => rows,
+                // Each has a place in two copies of logits.
+                Place::Gpu(_) => (settings.sequences as usize).max(64).min(rows),
+            },
             context,
             blocks: 1,
             kv: None,
         };
-        let one = Memory::of(&checkpoint, &options);
-        let whole = context.div_ceil(BLOCK);
-        options.blocks = match entry.kv {
-            0 => {
-                let wanted = whole * CONTEXTS.min(settings.sequences as usize);
-                // Half of what is left, so that a machine is not filled to the brim unasked; one context at least.
-                wanted.min(one.blocks_within(share) as usize / 2).max(whole)
-            }
-            bytes => (bytes / one.block_bytes).max(1) as usize,
+        let sum = |options: &Options| match place {
+            Place::Processor(_) => Memory::of(&checkpoint, options),
+            Place::Gpu(_) => Memory::on_device(&checkpoint, &on_device(options)),
         };
-        let memory = Memory::of(&checkpoint, &options);
+        let one = sum(&options);
+        let whole = context.div_ceil(BLOCK);
+        let room = one.blocks_within(share) as usize;
+        options.blocks = match (entry.kv, place) {
+            // Half of what is left, so that a machine is not filled to the brim unasked; one context at least.
+            (0, Place::Processor(_)) => {
+                let wanted = whole * CONTEXTS.min(settings.sequences as usize);
+                wanted.min(room / 2).max(whole)
+            }
+            // All of it, up to what the sequences can ever need: nobody else wants it.
+            (0, Place::Gpu(_)) => room.min(whole * settings.sequences as usize).max(whole),
+            (bytes, _) => (bytes / one.block_bytes).max(1) as usize,
+        };
+        let memory = sum(&options);
         Ok(Self { entry, checkpoint, text, options, memory, notice })
     }
 
-    fn start(
-        self,
-        settings: &Settings,
-        context: &Context,
-        arbiter: &Arc<Arbiter>,
-    ) -> Result<Served, CliError> {
+    fn start(self, settings: &Settings, place: &Place, arbiter: &Arc<Arbiter>) -> Result<Served, CliError> {
         let name = self.entry.name.clone();
         let bytes = self.checkpoint.bytes();
         let progress = Progress::new(&name, bytes);
-        let decoder = Decoder::load(context, &self.checkpoint, &self.options, &mut |done| progress.at(done))
-            .map_err(|e| CliError::new(Exit::Model, format!("model {name}: {e}")))?;
+        let failed = |e: String| CliError::new(Exit::Model, format!("model {name}: {e}"));
+        let executor: Box<dyn Executor> = match place {
+            Place::Processor(context) => {
+                let decoder =
+                    Decoder::load(context, &self.checkpoint, &self.options, &mut |done| progress.at(done));
+                Box::new(Local::new(context, decoder.map_err(|e| failed(e.to_string()))?))
+            }
+            Place::Gpu(device) => {
+                let options = on_device(&self.options);
+                let decoder =
+                    device::Decoder::load(device, &self.checkpoint, &options, &mut |done| progress.at(done));
+                let decoder = decoder.map_err(|e| failed(e.to_string()))?;
+                Box::new(OnDevice::new(device, decoder).map_err(|e| failed(e.to_string()))?)
+            }
+        };
         progress.done(bytes);
         let config = Config {
             // Linux cuts thread names at 15 bytes.
@@ -333,7 +376,7 @@ impl<'a> Opened<'a> {
             arbiter: Some(arbiter.clone()),
             ..Config::default()
         };
-        let engine = Engine::start(Box::new(Local::new(context, decoder)), config).map_err(|e| {
+        let engine = Engine::start(executor, config).map_err(|e| {
             CliError::new(Exit::Failed, format!("the engine's thread cannot be started: {e}"))
         })?;
         let own = || Family::of(self.checkpoint.spec().family, &self.text, self.entry.path.is_none());
@@ -348,6 +391,12 @@ impl<'a> Opened<'a> {
             notice: self.notice,
         })
     }
+}
+
+/// The same for a GPU.
+fn on_device(options: &Options) -> device::Options {
+    let Options { rows, logits, context, blocks, .. } = *options;
+    device::Options { rows, logits, context, blocks, strict: false, graphs: true }
 }
 
 /// A checkpoint's files, from its directory or from the binary, and what to say about it.

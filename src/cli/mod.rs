@@ -3,6 +3,7 @@
 mod chat;
 mod complete;
 mod config;
+mod device;
 mod doctor;
 mod error;
 mod keys;

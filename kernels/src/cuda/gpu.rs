@@ -1,25 +1,24 @@
-//! A GPU through its driver: candle's context and stream, our modules and memory.
+//! A GPU through its driver: a context and a stream of our own, the modules of this build, and memory.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::cuda_backend::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::sys::{
+use cudarc::driver::sys::{
     CUevent, CUevent_flags, CUfunction, CUfunction_attribute_enum as Attribute, CUgraphExec,
     CUgraphInstantiate_flags, CUmodule, CUstream, CUstreamCaptureMode,
 };
-use candle_core::cuda_backend::cudarc::driver::{CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaStream, DriverError, result, sys};
 
-use super::device::{self, Absent};
-use super::driver::{Device, DeviceError, Driver, Graph, Kernel, MARKS, Mark};
+use super::driver::{DeviceError, Driver, Graph, Kernel, MARKS, Mark};
+use super::find::{self, Absent, Facts};
 use super::launch::Launch;
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
 pub struct Gpu {
-    facts: device::Facts,
+    facts: Facts,
     stream: Arc<CudaStream>,
     modules: Vec<CUmodule>,
     state: Mutex<State>,
@@ -51,26 +50,25 @@ fn failed(call: &'static str) -> impl Fn(DriverError) -> DeviceError {
 
 impl Gpu {
     /// Opens device `ordinal` and loads the kernels.
-    pub fn open(ordinal: usize) -> Result<Device, Absent> {
-        let opened = device::open(ordinal)?;
-        let candle =
-            opened.as_cuda_device().map_err(|error| Absent::Libraries { reason: error.to_string() })?;
-        Ok(Arc::new(Self::on(candle).map_err(|error| Absent::Device { ordinal, reason: error.to_string() })?))
+    pub fn open(ordinal: usize) -> Result<Self, Absent> {
+        let context = find::context(ordinal)?;
+        let open = || -> Result<Self, DriverError> {
+            // SAFETY: one stream and one thread use the device, so no allocation is seen by two streams. An event each
+            // would cost more than the allocation, and a wait on one from outside a capture breaks the capture.
+            unsafe { context.disable_event_tracking() };
+            let stream = context.new_stream()?;
+            let facts = find::facts(&context)?;
+            let modules = FATBINS
+                .iter()
+                // SAFETY: an image that nvcc wrote, which says itself how long it is.
+                .map(|image| unsafe { result::module::load_data(image.as_ptr().cast()) })
+                .collect::<Result<_, _>>()?;
+            Ok(Self { facts, stream, modules, state: Mutex::default() })
+        };
+        open().map_err(|error| Absent::Device { ordinal, reason: error.to_string() })
     }
 
-    /// On the stream of a device of candle's, whose event tracking is off.
-    pub fn on(candle: &CudaDevice) -> Result<Self, DriverError> {
-        let stream = candle.cuda_stream();
-        stream.context().bind_to_thread()?;
-        let modules = FATBINS
-            .iter()
-            // SAFETY: an image that nvcc wrote, which says itself how long it is.
-            .map(|image| unsafe { result::module::load_data(image.as_ptr().cast()) })
-            .collect::<Result<_, _>>()?;
-        Ok(Self { facts: device::facts(candle)?, stream, modules, state: Mutex::default() })
-    }
-
-    pub fn facts(&self) -> &device::Facts {
+    pub fn facts(&self) -> &Facts {
         &self.facts
     }
 

@@ -230,6 +230,20 @@ impl Decoder {
     }
 }
 
+/// Memory of everything that a step of these options computes in, sampling included; a little more than is taken.
+pub fn step_bytes(spec: &Spec, options: &Options) -> u64 {
+    let Options { rows, logits, context, .. } = *options;
+    let (hidden, query, key) = (spec.hidden, spec.query_width(), spec.key_width());
+    // f32, then bf16.
+    let row = 4 * (hidden + query + 2 * key) + 2 * (hidden + 2 * query + spec.ffn);
+    let pieces = logits * context.div_ceil(PIECE);
+    let partial = 4 * (spec.kv_heads * (16 + 1) + query) + 32;
+    let tables = 4 * logits * context.div_ceil(BLOCK);
+    let bytes = rows * row + pieces * partial + tables + 2 * 4 * logits * spec.vocab;
+    // Lists of samplings and of tiles, and where products leave parts of sums.
+    bytes as u64 + (64 << 20)
+}
+
 impl Buffers {
     fn new(device: &Device, spec: &Spec, options: &Options) -> Result<Self, LoadError> {
         let rows = options.rows;
