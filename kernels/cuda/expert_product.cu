@@ -8,7 +8,7 @@
 // Bytes moved: 2 n k of every expert that has rows (blocks that share a tile of a weight run together) + 2 k of each row
 // for every n-tile, from the second-level cache + the output. Ceiling: the device's read bandwidth as long as an expert has
 // fewer than about 200 rows, then the rate of mma. What limits: as in product.cu; before its first copy a block reads
-// where experts begin, about 1 us, which other blocks of the multiprocessor hide.
+// where experts begin, one trip to the second-level cache, which other blocks of the multiprocessor hide.
 //
 // One class: each sum is one chain of mma.m16n8k16 from zero, k ascending, whatever the tile; that of product.cu with one
 // part. A row's bits depend on the row and its expert alone.

@@ -15,7 +15,7 @@
 //
 // Bytes moved: direct: the weights of every pair, 6 width ffn, twice where two rows share an expert and the second-level
 // cache has lost it. Ceiling: the device's read bandwidth, as for skinny.cu. group: 16 a pair, in one block: latency, two
-// passes of a warp an expert over the pairs, about 3 us up to a few hundred rows. gather and combine: 4 width a pair.
+// passes of a warp an expert over the pairs, expected (not measured) about 3 us up to a few hundred rows. gather and combine: 4 width a pair.
 //
 // Classes: direct has skinny.cu's bits: warp for gate and up, block for down. A row depends on nothing but itself, and its
 // experts are added in ascending order, as on the CPU; no atomics.
@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(ROUTE_THREADS)
   }
 }
 
-// A block: rows of x to the right of a warp are those of gate, then of up. `bent` is [pairs][ffn].
+// A warp has two rows of gate and the two of up that belong to them; blockIdx.y is the pair. `bent` is [pairs][ffn].
 template <unsigned ACTIVATION, unsigned WARPS>
 __device__ __forceinline__ void direct_gate_up(
     const unsigned rows, const unsigned* __restrict__ chosen, const uint4* __restrict__ x,
