@@ -15,7 +15,8 @@
 //
 // Bytes moved: direct: the weights of every pair, 6 width ffn, twice where two rows share an expert and the second-level
 // cache has lost it. Ceiling: the device's read bandwidth, as for skinny.cu. group: 16 a pair, in one block: latency, two
-// passes of a warp an expert over the pairs, expected (not measured) about 3 us up to a few hundred rows. gather and combine: 4 width a pair.
+// passes of a warp an expert over the pairs, expected (not measured) about 3 us up to a few hundred rows. gather: 4 width
+// a pair; combine: 4 width a pair and 8 width a row.
 //
 // Classes: direct has skinny.cu's bits: warp for gate and up, block for down. A row depends on nothing but itself, and its
 // experts are added in ascending order, as on the CPU; no atomics.
