@@ -1,41 +1,67 @@
 #!/usr/bin/env bash
-# Starts a binary built by build.sh on a host without a GPU, in the ways such hosts differ: no CUDA library at all, a
-# driver without a device, a driver that lacks what this build calls. Each time it must exit 0 and say that it runs on
-# the CPU. The libraries are stand-ins made here with cc; real ones are not touched.
+# Starts hearth as built by build.sh on a host without a GPU, in the ways such hosts differ: no driver, a driver without
+# a device, an old driver, one that lacks what this build calls. What it says of each is checked, and that it serves on
+# the CPU where nobody can have expected a GPU. The drivers are stand-ins made here with cc; a real one is not touched.
 #
-#     packaging/cuda/start.sh target/cuda/bin/gpu_spike
+#     packaging/cuda/start.sh target/cuda/bin/hearth
 set -euo pipefail
 
 binary=$1
-stand_ins=$(mktemp -d)
-trap 'rm -rf "$stand_ins"' EXIT
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+mkdir "$scratch/lib"
 
-library() { # NAME CODE
-  printf '%s\n' "$2" | cc -shared -fPIC -x c -o "$stand_ins/$1" -
+driver() { # CODE
+  printf '%s\n' "$1" | cc -shared -fPIC -x c -o "$scratch/lib/libcuda.so.1" -
 }
-expect() { # HOST, then a pattern
-  local said
-  said=$(LD_LIBRARY_PATH=$stand_ins "$binary" 2>/dev/null) || { echo "error: $1: exit $?: $said" >&2; exit 1; }
-  if ! grep -q "$2" <<<"$said" || ! grep -q 'running on the CPU' <<<"$said"; then
-    echo "error: $1: said \"$said\"" >&2
+
+ask() { # FLAGS...: one completion on the embedded model
+  LD_LIBRARY_PATH=$scratch/lib HEARTH_CONFIG= "$binary" complete "$@" --max-tokens 4 'def add(a, b):' 2>"$scratch/said"
+}
+
+serves() { # HOST PATTERN
+  if ! ask >"$scratch/text" || [ ! -s "$scratch/text" ]; then
+    echo "error: $1: no answer: $(cat "$scratch/said")" >&2
     exit 1
   fi
-  echo "$1: $(head -1 <<<"$said")"
+  tells "$1" "$2"
 }
 
+refuses() { # HOST PATTERN FLAGS...
+  local host=$1 pattern=$2 status=0
+  shift 2
+  ask "$@" >/dev/null || status=$?
+  if [ "$status" != 5 ]; then
+    echo "error: $host: exit $status instead of 5: $(cat "$scratch/said")" >&2
+    exit 1
+  fi
+  tells "$host" "$pattern"
+}
+
+tells() { # HOST PATTERN
+  if ! grep -q "$2" "$scratch/said"; then
+    echo "error: $1: said \"$(cat "$scratch/said")\"" >&2
+    exit 1
+  fi
+  echo "$1: $(grep "$2" "$scratch/said" | head -1)"
+}
+
+errors='
+  int cuGetErrorName(int error, const char **text) { *text = "CUDA_ERROR"; return 0; }
+  int cuGetErrorString(int error, const char **text) { *text = "a stand-in"; return 0; }'
 if ldconfig -p | grep -q 'libcuda\.so'; then
-  echo "no library: left out, this host has a driver"
+  echo "no driver: left out, this host has one"
 else
-  expect "no library" 'libcuda is not installed'
+  serves "no driver" 'device: the CPU (this host has no NVIDIA GPU)'
+  refuses "no driver, CUDA asked for" 'this host has no NVIDIA GPU' --device cuda
 fi
 # 100 is CUDA_ERROR_NO_DEVICE.
-library libcuda.so.1 '
-  int cuInit(unsigned flags) { return flags ? 1 : 100; }
-  int cuGetErrorName(int error, const char **text) { *text = "CUDA_ERROR_NO_DEVICE"; return error != 100; }
-  int cuGetErrorString(int error, const char **text) { *text = "no device is detected"; return error != 100; }'
-if ! ldconfig -p | grep -q 'libcublas\.so'; then expect "a driver without the toolkit" 'libcublas is not installed'; fi
-library libcublas.so.13 'int nothing;'
-library libcurand.so.10 'int nothing;'
-expect "a driver without a device" 'no usable device 0'
-library libcuda.so.1 'int nothing;'
-expect "a driver that lacks a function" 'do not fit this build'
+driver "int cuInit(unsigned flags) { return flags ? 1 : 100; } $errors"
+serves "a driver without a device" 'device: the CPU (this host has no NVIDIA GPU)'
+driver "int cuInit(unsigned flags) { return 0; } int cuDriverGetVersion(int *v) { *v = 12080; return 0; } $errors"
+refuses "a driver that is too old" 'knows CUDA 12.8; this build needs 580'
+serves_on_cpu() { ask --device cpu >"$scratch/text" && [ -s "$scratch/text" ]; }
+serves_on_cpu || { echo "error: the CPU was asked for and does not serve: $(cat "$scratch/said")" >&2; exit 1; }
+echo "a driver that is too old, the CPU asked for: serves"
+driver 'int nothing;'
+refuses "a driver that lacks a function" 'does not fit this build'

@@ -4,12 +4,13 @@ use half::bf16;
 use hearth_kernels::cuda::attention::{Cache, Sequences};
 use hearth_kernels::cuda::buffer::Buffer;
 use hearth_kernels::cuda::driver::DeviceError;
+use hearth_kernels::cuda::experts::{DIRECT_ROWS, Room};
 use hearth_kernels::cuda::product::Finish;
 use hearth_kernels::cuda::row::Norm;
 use hearth_kernels::cuda::skinny::{self, Class};
 
-use super::Decoder;
-use super::weights::{Linear, Matrix};
+use super::weights::{Linear, Matrix, Mlp};
+use super::{Decoder, Mixture};
 
 /// Weights with at most so many rows have their k shared by the warps of a block, in products of few rows.
 const FEW_OUTPUTS: usize = 8192;
@@ -41,8 +42,15 @@ impl Decoder {
             self.product(bucket, attended, &layer.output, Finish::Add(residual))?;
 
             row.add_norm(bucket, &meta.rows, residual, None, &layer.mlp_norm, norm, normed)?;
-            self.product(bucket, normed, &layer.mlp.gate_up, Finish::Gate(self.activation, gated))?;
-            self.product(bucket, gated, &layer.mlp.down, Finish::Add(residual))?;
+            match &layer.mlp {
+                Mlp::Dense { gate_up, down } => {
+                    self.product(bucket, normed, gate_up, Finish::Gate(self.activation, gated))?;
+                    self.product(bucket, gated, down, Finish::Add(residual))?;
+                }
+                Mlp::Experts { router, gate_up, down } => {
+                    self.experts(bucket, router, gate_up, down)?;
+                }
+            }
         }
 
         let bucket = bucket.min(self.options.logits);
@@ -50,6 +58,29 @@ impl Decoder {
         row.pick_norm(bucket, count, &meta.logits, residual, None, &weights.norm, norm, normed)?;
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
         self.multiply(bucket, count, normed, head, None, Finish::Set(&buffers.logits))
+    }
+
+    /// The experts that the rows of `normed` choose, added to the residual.
+    fn experts(
+        &self,
+        bucket: usize,
+        router: &Matrix,
+        gate_up: &Buffer<bf16>,
+        down: &Buffer<bf16>,
+    ) -> Result<(), DeviceError> {
+        let (kernels, buffers, count) = (&self.kernels.experts, &self.buffers, &self.meta.rows);
+        let (x, residual, activation) = (&buffers.normed, &buffers.residual, self.activation);
+        let Mixture { scores, routes, gathered, middle, results } =
+            buffers.mixture.as_ref().expect("bug: a mixture has buffers");
+        // By the kernel of any number of rows: which experts a row goes to must not depend on its neighbours.
+        let shape = (router.rows, router.cols);
+        self.kernels.product.launch(bucket, count, x, &router.numbers, shape, None, Finish::Set(scores))?;
+        kernels.route(bucket, count, scores, true, routes)?;
+        if bucket <= DIRECT_ROWS && !self.options.strict {
+            return kernels.direct(bucket, count, routes, x, gate_up, down, activation, middle, residual);
+        }
+        let room = Room { gathered, middle, results };
+        kernels.grouped(bucket, count, routes, x, gate_up, down, activation, room, residual)
     }
 
     fn product(

@@ -16,6 +16,7 @@ use half::bf16;
 use hearth_kernels::cuda::attention::{self, Attention};
 use hearth_kernels::cuda::buffer::Buffer;
 use hearth_kernels::cuda::driver::{Device, DeviceError, Graph};
+use hearth_kernels::cuda::experts::{self, Experts, Routes};
 use hearth_kernels::cuda::product::Product;
 use hearth_kernels::cuda::row::Row;
 use hearth_kernels::cuda::skinny::Skinny;
@@ -75,6 +76,7 @@ struct Kernels {
     product: Product,
     skinny: Skinny,
     attention: Attention,
+    experts: Experts,
 }
 
 /// Activations of the largest step.
@@ -89,6 +91,16 @@ struct Buffers {
     logits: Buffer<f32>,
     /// Tokens that the last sampling gave.
     drawn: Buffer<u32>,
+    mixture: Option<Mixture>,
+}
+
+/// Of a mixture, a row a pair of a row and one of its experts.
+struct Mixture {
+    scores: Buffer<f32>,
+    routes: Routes,
+    gathered: Buffer<bf16>,
+    middle: Buffer<bf16>,
+    results: Buffer<f32>,
 }
 
 impl Decoder {
@@ -126,11 +138,17 @@ impl Decoder {
         // Sequences that share blocks see them twice: room is for each of them at its longest.
         let pieces = options.logits * options.context.div_ceil(PIECE);
         let limits = attention::Limits { rows: options.rows, spans: options.logits, pieces };
+        if let Some(experts) = spec.experts
+            && (!experts.count.is_multiple_of(8) || experts.count > experts::MAX_EXPERTS)
+        {
+            return Err(LoadError::Device { what: "this many experts", value: experts.count.to_string() });
+        }
         let kernels = Kernels {
             row: Row::load(device)?,
             product: Product::load(device)?,
             skinny: Skinny::load(device)?,
             attention: Attention::load(device, shape, limits)?,
+            experts: Experts::load(device)?,
         };
         let weights = Loader::new(device, checkpoint, progress)?.weights()?;
         // Made by the host as for its own kernels.
@@ -235,7 +253,11 @@ pub fn step_bytes(spec: &Spec, options: &Options) -> u64 {
     let Options { rows, logits, context, .. } = *options;
     let (hidden, query, key) = (spec.hidden, spec.query_width(), spec.key_width());
     // f32, then bf16.
-    let row = 4 * (hidden + query + 2 * key) + 2 * (hidden + 2 * query + spec.ffn);
+    let mlp = match spec.experts {
+        None => 2 * spec.ffn,
+        Some(experts) => 4 * experts.count + experts.top_k * (6 * hidden + 2 * spec.ffn + 20),
+    };
+    let row = 4 * (hidden + query + 2 * key) + 2 * (hidden + 2 * query) + mlp;
     let pieces = logits * context.div_ceil(PIECE);
     let partial = 4 * (spec.kv_heads * (16 + 1) + query) + 32;
     let tables = 4 * logits * context.div_ceil(BLOCK);
@@ -253,9 +275,23 @@ impl Buffers {
             qkv: Buffer::new(device, rows * (spec.query_width() + 2 * spec.key_width()))?,
             q: Buffer::new(device, rows * spec.query_width())?,
             attended: Buffer::new(device, rows * spec.query_width())?,
-            gated: Buffer::new(device, rows * spec.ffn)?,
+            gated: Buffer::new(device, if spec.experts.is_some() { 0 } else { rows * spec.ffn })?,
             logits: Buffer::new(device, options.logits * spec.vocab)?,
             drawn: Buffer::zeros(device, options.logits)?,
+            mixture: match spec.experts {
+                None => None,
+                Some(experts) => {
+                    let (width, ffn, pairs) = (spec.hidden, spec.ffn, rows * experts.top_k);
+                    let shape = experts::Shape { experts: experts.count, top_k: experts.top_k, width, ffn };
+                    Some(Mixture {
+                        scores: Buffer::new(device, rows * experts.count)?,
+                        routes: Routes::new(device, shape, rows)?,
+                        gathered: Buffer::new(device, pairs * width)?,
+                        middle: Buffer::new(device, pairs * ffn)?,
+                        results: Buffer::new(device, pairs * width)?,
+                    })
+                }
+            },
         })
     }
 }

@@ -29,11 +29,19 @@ pub struct Linear {
     pub bias: Option<Buffer<f32>>,
 }
 
+/// In all of them gate and up take turns: eight rows of gate, eight of up, and so on.
 #[derive(Debug)]
-pub struct Mlp {
-    /// Eight rows of gate, eight of up, and so on.
-    pub gate_up: Linear,
-    pub down: Linear,
+pub enum Mlp {
+    Dense {
+        gate_up: Linear,
+        down: Linear,
+    },
+    /// Expert after expert in one buffer.
+    Experts {
+        router: Matrix,
+        gate_up: Buffer<bf16>,
+        down: Buffer<bf16>,
+    },
 }
 
 #[derive(Debug)]
@@ -135,18 +143,20 @@ impl<'a> Loader<'a> {
     }
 
     fn layer(&mut self, layer: &layout::Layer) -> Result<Layer, LoadError> {
-        let [mlp] = &layer.mlps[..] else {
-            let value = format!("{} experts", layer.mlps.len());
-            return Err(LoadError::Device { what: "mixtures of experts", value });
-        };
         Ok(Layer {
             attention_norm: self.vector(&layer.attention_norm)?,
             qkv: self.linear(&layer.qkv, &layer.qkv_bias)?,
             output: self.linear(&layer.output, &layer.output_bias)?,
             mlp_norm: self.vector(&layer.mlp_norm)?,
-            mlp: Mlp {
-                gate_up: self.gate_up(&mlp.gate_up, &mlp.gate_up_bias)?,
-                down: self.linear(&mlp.down, &mlp.down_bias)?,
+            mlp: match (&layer.router, &layer.mlps[..]) {
+                (None, [mlp]) => Mlp::Dense {
+                    gate_up: self.gate_up(&mlp.gate_up, &mlp.gate_up_bias)?,
+                    down: self.linear(&mlp.down, &mlp.down_bias)?,
+                },
+                (router, mlps) => {
+                    let router = router.as_ref().expect("bug: several MLPs without a router");
+                    self.experts(router, mlps)?
+                }
             },
         })
     }
@@ -164,15 +174,24 @@ impl<'a> Loader<'a> {
         Ok(Matrix { numbers, rows: block.rows(), cols: block.cols() })
     }
 
+    fn experts(&mut self, router: &Block, mlps: &[layout::Mlp]) -> Result<Mlp, LoadError> {
+        let numbers = |block: &Block| block.rows() * block.cols();
+        let (wide, long) = (numbers(&mlps[0].gate_up), numbers(&mlps[0].down));
+        let gate_up = Buffer::new(self.device, mlps.len() * wide)?;
+        let down = Buffer::new(self.device, mlps.len() * long)?;
+        for (i, mlp) in mlps.iter().enumerate() {
+            self.turned(&mlp.gate_up, &gate_up.part(i * wide, wide))?;
+            let parts = self.parts(&mlp.down)?;
+            self.stage.copy(&down.part(i * long, long), parts.into_iter())?;
+            self.done(&mlp.down, 2 * long);
+        }
+        Ok(Mlp::Experts { router: self.matrix(router)?, gate_up, down })
+    }
+
     /// Gate over up, their rows taking turns.
     fn gate_up(&mut self, block: &Block, bias: &Option<Block>) -> Result<Linear, LoadError> {
-        let parts = self.parts(block)?;
-        let [gate, up] = parts[..] else { panic!("bug: gate and up are {} tensors", parts.len()) };
         let numbers = Buffer::new(self.device, block.rows() * block.cols())?;
-        let turn = TURN * block.cols() * size_of::<bf16>();
-        self.stage
-            .copy(&numbers, gate.chunks(turn).zip(up.chunks(turn)).flat_map(|(gate, up)| [gate, up]))?;
-        self.done(block, numbers.bytes());
+        self.turned(block, &numbers)?;
         let bias = match bias {
             None => None,
             Some(bias) => {
@@ -185,6 +204,15 @@ impl<'a> Loader<'a> {
             }
         };
         Ok(Linear { weight: Matrix { numbers, rows: block.rows(), cols: block.cols() }, bias })
+    }
+
+    fn turned(&mut self, block: &Block, to: &Buffer<bf16>) -> Result<(), LoadError> {
+        let parts = self.parts(block)?;
+        let [gate, up] = parts[..] else { panic!("bug: gate and up are {} tensors", parts.len()) };
+        let turn = TURN * block.cols() * size_of::<bf16>();
+        self.stage.copy(to, gate.chunks(turn).zip(up.chunks(turn)).flat_map(|(gate, up)| [gate, up]))?;
+        self.done(block, to.bytes());
+        Ok(())
     }
 
     /// A norm's weight or a bias, widened.

@@ -11,7 +11,7 @@ use rig::{Rig, Sequence, bits, checkpoint, relative};
 
 /// A checkpoint of the golden data, and what of it is changed: query heads, heads of keys, size of a head. Width and
 /// vocabulary stay small; what a head's kernels see is as large as in the real model.
-const FAMILIES: [(&str, usize, usize, usize); 8] = [
+const FAMILIES: [(&str, usize, usize, usize); 9] = [
     ("mistral-v0.3", 8, 2, 128),
     ("mistral-v0.1", 4, 1, 128),
     ("codestral-v0.1", 6, 1, 128),
@@ -20,7 +20,11 @@ const FAMILIES: [(&str, usize, usize, usize); 8] = [
     ("codegemma-2b", 8, 1, 256),
     ("codegemma-7b", 2, 2, 256),
     ("qwen2.5-coder-7b", 7, 1, 64),
+    ("mixtral-8x7b-v0.1", 8, 2, 128),
 ];
+
+/// The norm of an error over the norm of a row: queries, probabilities and what goes into products have 8 bits.
+const HALF: f32 = 1e-2;
 
 /// Two prompts in chunks, one of them after the other began to decode, and a third that is a single token.
 fn schedule() -> Vec<Vec<(usize, usize)>> {
@@ -47,25 +51,32 @@ fn a_device_gives_the_logits_of_the_processor_for_every_family() {
         let (mut device, mut cpu) = (Rig::device(&checkpoint, false, true), Rig::cpu(&checkpoint));
         let (mut here, mut there) = (sequences(), sequences());
         let mut worst = 0f32;
-        let mut rows = 0;
+        let (mut rows, mut strays) = (0, 0);
         for turns in schedule() {
             let wanted = cpu.step(&mut here, &turns);
             for (got, wanted) in device.step(&mut there, &turns).iter().zip(&wanted) {
                 assert!(got.iter().all(|logit| logit.is_finite()), "{family:?} {turns:?}");
-                worst = worst.max(relative(got, wanted));
+                let apart = relative(got, wanted);
                 rows += 1;
+                // Where a router's near tie falls the other way another expert speaks, for this row or one before it.
+                if checkpoint.spec().experts.is_some() && apart > HALF {
+                    assert!(apart < 5.0 * HALF, "{family:?} {turns:?}: {apart}");
+                    strays += 1;
+                } else {
+                    worst = worst.max(apart);
+                }
             }
         }
-        println!("{:<20} {rows} rows, worst {worst:.1e}", family.0);
-        // Queries, probabilities and what goes into products are bf16: 8 bits each.
-        assert!(worst < 1e-2, "{family:?}: {worst}");
+        println!("{:<20} {rows} rows, worst {worst:.1e}, {strays} after another expert", family.0);
+        assert!(3 * strays <= rows, "{family:?}: {strays} of {rows} rows after another expert");
+        assert!(worst < HALF, "{family:?}: {worst}");
     }
 }
 
 #[test]
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
 fn captured_steps_give_the_bits_of_steps_that_are_enqueued() {
-    for family in [FAMILIES[0], FAMILIES[5]] {
+    for family in [FAMILIES[0], FAMILIES[5], FAMILIES[8]] {
         let (_dir, checkpoint) = checkpoint(family);
         let (mut captured, mut eager) =
             (Rig::device(&checkpoint, false, true), Rig::device(&checkpoint, false, false));
@@ -87,7 +98,7 @@ fn captured_steps_give_the_bits_of_steps_that_are_enqueued() {
 #[test]
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
 fn a_row_has_the_same_bits_beside_others_as_alone() {
-    for family in [FAMILIES[0], FAMILIES[1], FAMILIES[6]] {
+    for family in [FAMILIES[0], FAMILIES[1], FAMILIES[6], FAMILIES[8]] {
         let (_dir, checkpoint) = checkpoint(family);
         let (mut batch, mut alone) =
             (Rig::device(&checkpoint, true, true), Rig::device(&checkpoint, true, true));
@@ -140,7 +151,7 @@ fn a_device_gives_the_logits_and_tokens_of_the_reference() {
             logits.len() - differing.clone().count(),
             logits.len()
         );
-        assert!(worst.0 < 1e-2, "{name}: {}", worst.0);
+        assert!(worst.0 < HALF, "{name}: {}", worst.0);
         assert_eq!(differing.count(), unsure, "{name}: the reference was sure of a token");
     }
 }
