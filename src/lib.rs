@@ -5,6 +5,7 @@ pub mod config;
 pub mod doctor;
 pub mod duo;
 pub mod engine;
+pub mod gpu;
 pub mod nearest;
 pub mod openai;
 pub mod outbound;

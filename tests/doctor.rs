@@ -46,6 +46,7 @@ fn all_is_well_and_the_next_steps_are_told() {
     let report = doctor(&served, served.state(), &[("HEARTH__GITLAB__URL", &url)]);
     assert_eq!(report.code, 0, "{}", report.text);
     report.says("gitlab", " ok ", &format!("{url} gave "));
+    report.says("device", " ok ", "the CPU: ");
     report.says("server", " ok ", &served.url);
     report.says("closed", " ok ", "401 No authorization header presented");
     report.says("ready", " ok ", "GitLab's keys are there");

@@ -43,7 +43,7 @@ CARGO_TARGET_DIR=$folder/target cargo build --locked --profile "$profile" \
 echo "built in $(($(date +%s) - start)) s"
 
 echo "== kernels (registers, shared memory, spills)"
-"$root/packaging/cuda/resources.sh" "$out"/build/hearth-kernels-*/out > "$folder/resources.txt"
+"$root/packaging/cuda/resources.sh" $(dirname "$(ls -t "$out"/build/hearth-kernels-*/out/*.resources | head -1)") > "$folder/resources.txt"
 cat "$folder/resources.txt"
 
 echo "== binaries"

@@ -16,7 +16,7 @@ driver() { # CODE
 }
 
 ask() { # FLAGS...: one completion on the embedded model
-  LD_LIBRARY_PATH=$scratch/lib HEARTH_CONFIG= "$binary" complete "$@" --max-tokens 4 'def add(a, b):' 2>"$scratch/said"
+  LD_LIBRARY_PATH=$scratch/lib "$binary" complete "$@" --max-tokens 4 'def add(a, b):' 2>"$scratch/said"
 }
 
 serves() { # HOST PATTERN

@@ -3,6 +3,7 @@
 //! A finding says what was looked at, what came of it and, where something is wrong, what it does to users and what to
 //! do. Nothing is changed by looking, and no check needs the check of tokens to be switched off.
 
+mod device;
 mod gateway;
 mod gitlab;
 
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Settings;
 
+pub use device::device;
 pub use gateway::gateway;
 pub use gitlab::gitlab;
 
@@ -74,6 +76,7 @@ impl fmt::Display for Finding {
 /// Everything that is looked at.
 pub async fn examine(settings: &Settings) -> Vec<Finding> {
     let mut findings = gitlab(settings).await;
+    findings.push(device(settings));
     findings.extend(gateway(settings).await);
     findings.push(Finding::new(
         "agents",

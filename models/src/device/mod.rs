@@ -68,7 +68,8 @@ pub struct Decoder {
     kv: Vec<(Buffer<bf16>, Buffer<bf16>)>,
     meta: Meta,
     buffers: Buffers,
-    graphs: HashMap<usize, Graph>,
+    /// By bucket; none where its launches were enqueued once and not captured yet.
+    graphs: HashMap<usize, Option<Graph>>,
 }
 
 struct Kernels {
@@ -230,11 +231,16 @@ impl Decoder {
             return self.enqueue(bucket);
         }
         let graph = match self.graphs.get(&bucket) {
-            Some(graph) => *graph,
+            // The first time as it is: a driver may load a kernel when it is first launched, which no capture allows.
             None => {
+                self.graphs.insert(bucket, None);
+                return self.enqueue(bucket);
+            }
+            Some(Some(graph)) => *graph,
+            Some(None) => {
                 let device = self.device.clone();
                 let graph = device.capture(&mut || self.enqueue(bucket))?;
-                self.graphs.insert(bucket, graph);
+                self.graphs.insert(bucket, Some(graph));
                 graph
             }
         };

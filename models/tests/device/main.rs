@@ -81,8 +81,8 @@ fn captured_steps_give_the_bits_of_steps_that_are_enqueued() {
         let (mut captured, mut eager) =
             (Rig::device(&checkpoint, false, true), Rig::device(&checkpoint, false, false));
         let (mut here, mut there) = (sequences(), sequences());
-        // Twice, so that the second time nothing is captured any more.
-        for _ in 0..2 {
+        // Enqueued the first time, captured the second, replayed the third.
+        for _ in 0..3 {
             for turns in schedule() {
                 assert_eq!(
                     captured.step(&mut here, &turns),
