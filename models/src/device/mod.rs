@@ -8,10 +8,12 @@
 
 mod launches;
 mod meta;
+mod random;
 mod weights;
 
 use std::collections::HashMap;
 
+use candle_core::DType;
 use half::bf16;
 use hearth_kernels::cuda::attention::{self, Attention};
 use hearth_kernels::cuda::buffer::Buffer;
@@ -113,7 +115,22 @@ impl Decoder {
         options: &Options,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, LoadError> {
-        let spec = checkpoint.spec().clone();
+        let (spec, dtype) = (checkpoint.spec().clone(), checkpoint.main_dtype());
+        Self::build(device, spec, options, dtype, || Loader::new(device, checkpoint, progress)?.weights())
+    }
+
+    /// A decoder of a shape whose weights are random numbers made on the device: for measuring, without a checkpoint.
+    pub fn random(device: &Device, spec: &Spec, options: &Options) -> Result<Self, LoadError> {
+        Self::build(device, spec.clone(), options, DType::BF16, || random::weights(device, spec))
+    }
+
+    fn build(
+        device: &Device,
+        spec: Spec,
+        options: &Options,
+        dtype: DType,
+        weights: impl FnOnce() -> Result<Weights, LoadError>,
+    ) -> Result<Self, LoadError> {
         let limit = |what, value, limit: usize| match value {
             1.. if value <= limit => Ok(()),
             _ => Err(LoadError::Limit { what, value, limit: format!("1 to {limit}") }),
@@ -151,7 +168,7 @@ impl Decoder {
             attention: Attention::load(device, shape, limits)?,
             experts: Experts::load(device)?,
         };
-        let weights = Loader::new(device, checkpoint, progress)?.weights()?;
+        let weights = weights()?;
         // Made by the host as for its own kernels.
         let frequencies = spec.rope.inverse_frequencies(spec.head_dim);
         let turns = RopeTable::new(&Context::cpu(None)?, &frequencies, 1.0, options.context)?;
@@ -164,7 +181,7 @@ impl Decoder {
             turns: Buffer::of(device, turns.turns())?,
             meta: Meta::new(device, limits)?,
             buffers: Buffers::new(device, &spec, options)?,
-            embedding_scale: embedding_scale(&spec, checkpoint.main_dtype()),
+            embedding_scale: embedding_scale(&spec, dtype),
             heads,
             activation: activation(&spec),
             device: device.clone(),

@@ -7,39 +7,14 @@ mod golden;
 mod rig;
 
 use golden::{Golden, argmax};
-use rig::{Rig, Sequence, bits, checkpoint, relative};
+use hearth_kernels::cuda::emulated::{Emulated, Order};
+use hearth_models::checkpoint::Checkpoint;
+use rig::{FAMILIES, HALF, Rig, Sequence, bits, checkpoint, compare, relative, schedule, sequences};
 
-/// A checkpoint of the golden data, and what of it is changed: query heads, heads of keys, size of a head. Width and
-/// vocabulary stay small; what a head's kernels see is as large as in the real model.
-const FAMILIES: [(&str, usize, usize, usize); 9] = [
-    ("mistral-v0.3", 8, 2, 128),
-    ("mistral-v0.1", 4, 1, 128),
-    ("codestral-v0.1", 6, 1, 128),
-    ("deepseek-coder-33b", 7, 1, 128),
-    ("codellama-13b", 2, 2, 128),
-    ("codegemma-2b", 8, 1, 256),
-    ("codegemma-7b", 2, 2, 256),
-    ("qwen2.5-coder-7b", 7, 1, 64),
-    ("mixtral-8x7b-v0.1", 8, 2, 128),
-];
+const MEMORY: usize = 1 << 30;
 
-/// The norm of an error over the norm of a row: queries, probabilities and what goes into products have 8 bits.
-const HALF: f32 = 1e-2;
-
-/// Two prompts in chunks, one of them after the other began to decode, and a third that is a single token.
-fn schedule() -> Vec<Vec<(usize, usize)>> {
-    vec![
-        vec![(0, 19)],
-        vec![(0, 30), (1, 7)],
-        vec![(0, 1), (1, 33), (2, 1)],
-        vec![(0, 1), (1, 1), (2, 1)],
-        vec![(2, 1), (1, 1)],
-        vec![(0, 1), (1, 1), (2, 17)],
-    ]
-}
-
-fn sequences() -> Vec<Sequence> {
-    (0..3).map(|of| Sequence::new((0..64).map(|i| ((3 + i * 7 + of * 31) % 300) as u32).collect())).collect()
+fn device(checkpoint: &Checkpoint, strict: bool, graphs: bool) -> Rig {
+    Rig::device(&Emulated::open(Order::Shuffled, MEMORY), checkpoint, strict, graphs)
 }
 
 #[test]
@@ -48,28 +23,9 @@ fn sequences() -> Vec<Sequence> {
 fn a_device_gives_the_logits_of_the_processor_for_every_family() {
     for family in FAMILIES {
         let (_dir, checkpoint) = checkpoint(family);
-        let (mut device, mut cpu) = (Rig::device(&checkpoint, false, true), Rig::cpu(&checkpoint));
-        let (mut here, mut there) = (sequences(), sequences());
-        let mut worst = 0f32;
-        let (mut rows, mut strays) = (0, 0);
-        for turns in schedule() {
-            let wanted = cpu.step(&mut here, &turns);
-            for (got, wanted) in device.step(&mut there, &turns).iter().zip(&wanted) {
-                assert!(got.iter().all(|logit| logit.is_finite()), "{family:?} {turns:?}");
-                let apart = relative(got, wanted);
-                rows += 1;
-                // Where a router's near tie falls the other way another expert speaks, for this row or one before it.
-                if checkpoint.spec().experts.is_some() && apart > HALF {
-                    assert!(apart < 5.0 * HALF, "{family:?} {turns:?}: {apart}");
-                    strays += 1;
-                } else {
-                    worst = worst.max(apart);
-                }
-            }
-        }
-        println!("{:<20} {rows} rows, worst {worst:.1e}, {strays} after another expert", family.0);
-        assert!(3 * strays <= rows, "{family:?}: {strays} of {rows} rows after another expert");
-        assert!(worst < HALF, "{family:?}: {worst}");
+        let apart = compare(&mut device(&checkpoint, false, true), &mut Rig::cpu(&checkpoint));
+        println!("{:<20} {apart}", family.0);
+        assert!(apart.is_near(), "{family:?}: {apart}");
     }
 }
 
@@ -78,8 +34,7 @@ fn a_device_gives_the_logits_of_the_processor_for_every_family() {
 fn captured_steps_give_the_bits_of_steps_that_are_enqueued() {
     for family in [FAMILIES[0], FAMILIES[5], FAMILIES[8]] {
         let (_dir, checkpoint) = checkpoint(family);
-        let (mut captured, mut eager) =
-            (Rig::device(&checkpoint, false, true), Rig::device(&checkpoint, false, false));
+        let (mut captured, mut eager) = (device(&checkpoint, false, true), device(&checkpoint, false, false));
         let (mut here, mut there) = (sequences(), sequences());
         // Enqueued the first time, captured the second, replayed the third.
         for _ in 0..3 {
@@ -100,8 +55,7 @@ fn captured_steps_give_the_bits_of_steps_that_are_enqueued() {
 fn a_row_has_the_same_bits_beside_others_as_alone() {
     for family in [FAMILIES[0], FAMILIES[1], FAMILIES[6], FAMILIES[8]] {
         let (_dir, checkpoint) = checkpoint(family);
-        let (mut batch, mut alone) =
-            (Rig::device(&checkpoint, true, true), Rig::device(&checkpoint, true, true));
+        let (mut batch, mut alone) = (device(&checkpoint, true, true), device(&checkpoint, true, true));
         let mut together = sequences();
         let mut apart = sequences();
         for turns in schedule() {
@@ -124,7 +78,7 @@ const GOLDEN: [&str; 2] = ["codegemma-2b", "mistral-small-2501"];
 fn a_device_gives_the_logits_and_tokens_of_the_reference() {
     for name in GOLDEN {
         let case = Golden::read(name).case("long");
-        let mut rig = Rig::device(&golden::open(name), false, true);
+        let mut rig = device(&golden::open(name), false, true);
         let mut sequence = Sequence::new(case.tokens.clone());
         let mut logits = Vec::new();
         // The prompt in chunks, the continuation token by token.

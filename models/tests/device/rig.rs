@@ -1,11 +1,10 @@
 //! Small checkpoints with heads of the true size, and both decoders driven over scattered pages as the engine does.
 
-use std::fs;
-use std::path::Path;
+use std::{fmt, fs};
 
 use half::bf16;
 use hearth_kernels::Context;
-use hearth_kernels::cuda::emulated::{Emulated, Order};
+use hearth_kernels::cuda::driver::Device;
 use hearth_kernels::paged::Span;
 use hearth_models::checkpoint::Checkpoint;
 use hearth_models::layout::Layout;
@@ -18,13 +17,45 @@ use safetensors::tensor::TensorView;
 const BLOCKS: usize = 64;
 const ROWS: usize = 64;
 const CONTEXT: usize = 256;
-const MEMORY: usize = 1 << 30;
+
+/// A checkpoint of the golden data, and what of it is changed: query heads, heads of keys, size of a head. Width and
+/// vocabulary stay small; what a head's kernels see is as large as in the real model.
+pub type Family = (&'static str, usize, usize, usize);
+
+pub const FAMILIES: [Family; 9] = [
+    ("mistral-v0.3", 8, 2, 128),
+    ("mistral-v0.1", 4, 1, 128),
+    ("codestral-v0.1", 6, 1, 128),
+    ("deepseek-coder-33b", 7, 1, 128),
+    ("codellama-13b", 2, 2, 128),
+    ("codegemma-2b", 8, 1, 256),
+    ("codegemma-7b", 2, 2, 256),
+    ("qwen2.5-coder-7b", 7, 1, 64),
+    ("mixtral-8x7b-v0.1", 8, 2, 128),
+];
+
+/// The norm of an error over the norm of a row: queries, probabilities and what goes into products have 8 bits.
+pub const HALF: f32 = 1e-2;
+
+/// A golden checkpoint's config.json, in the program: what measures a GPU has no tree beside it.
+fn config(name: &str) -> &'static str {
+    macro_rules! golden {
+        ($($name:literal)*) => {
+            match name {
+                $($name => include_str!(concat!("../../../tests/golden/checkpoints/", $name, "/config.json")),)*
+                _ => panic!("bug: no family {name}"),
+            }
+        };
+    }
+    golden!(
+        "mistral-v0.3" "mistral-v0.1" "codestral-v0.1" "deepseek-coder-33b" "codellama-13b" "codegemma-2b"
+        "codegemma-7b" "qwen2.5-coder-7b" "mixtral-8x7b-v0.1"
+    )
+}
 
 /// A golden checkpoint's config with other heads, and random weights in bf16, scaled so that activations stay near one.
-pub fn checkpoint((name, heads, kv, dim): (&str, usize, usize, usize)) -> (tempfile::TempDir, Checkpoint) {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/checkpoints").join(name);
-    let text = fs::read_to_string(golden.join("config.json")).unwrap();
-    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+pub fn checkpoint((name, heads, kv, dim): Family) -> (tempfile::TempDir, Checkpoint) {
+    let mut config: serde_json::Value = serde_json::from_str(config(name)).unwrap();
     config["num_attention_heads"] = heads.into();
     config["num_key_value_heads"] = kv.into();
     // Some families say the size of a head, others have it from the width.
@@ -59,6 +90,68 @@ pub fn checkpoint((name, heads, kv, dim): (&str, usize, usize, usize)) -> (tempf
     fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap_or_else(|e| panic!("{e}"));
     (dir, checkpoint)
+}
+
+/// Two prompts in chunks, one of them after the other began to decode, and a third that is a single token.
+pub fn schedule() -> Vec<Vec<(usize, usize)>> {
+    vec![
+        vec![(0, 19)],
+        vec![(0, 30), (1, 7)],
+        vec![(0, 1), (1, 33), (2, 1)],
+        vec![(0, 1), (1, 1), (2, 1)],
+        vec![(2, 1), (1, 1)],
+        vec![(0, 1), (1, 1), (2, 17)],
+    ]
+}
+
+/// What the schedule is about.
+pub fn sequences() -> Vec<Sequence> {
+    (0..3).map(|of| Sequence::new((0..64).map(|i| ((3 + i * 7 + of * 31) % 300) as u32).collect())).collect()
+}
+
+/// How far the rows of a schedule are from the reference's.
+#[derive(Debug, Default)]
+pub struct Apart {
+    pub rows: usize,
+    /// Of the rows that are no strays.
+    pub worst: f32,
+    /// Rows of a mixture that another expert spoke in, or in a row before: where a router's near tie falls the other way.
+    pub strays: usize,
+}
+
+impl Apart {
+    pub fn is_near(&self) -> bool {
+        self.worst < HALF && 3 * self.strays <= self.rows
+    }
+}
+
+impl fmt::Display for Apart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rows, worst, strays } = self;
+        write!(f, "{rows} rows, worst {worst:.1e}")?;
+        if *strays > 0 { write!(f, ", {strays} after another expert") } else { Ok(()) }
+    }
+}
+
+/// Both through the schedule, from the beginning. Something that is no number counts as endlessly far.
+pub fn compare(device: &mut Rig, reference: &mut Rig) -> Apart {
+    let (mut here, mut there) = (sequences(), sequences());
+    let mut all = Apart::default();
+    for turns in schedule() {
+        let wanted = reference.step(&mut here, &turns);
+        for (got, wanted) in device.step(&mut there, &turns).iter().zip(&wanted) {
+            let is_finite = got.iter().all(|logit| logit.is_finite());
+            let apart = if is_finite { relative(got, wanted) } else { f32::NAN };
+            let apart = if apart.is_nan() { f32::INFINITY } else { apart };
+            all.rows += 1;
+            if device.spec().experts.is_some() && (HALF..5.0 * HALF).contains(&apart) {
+                all.strays += 1;
+            } else {
+                all.worst = all.worst.max(apart);
+            }
+        }
+    }
+    all
 }
 
 /// Norm of the difference over the norm of the reference.
@@ -114,12 +207,18 @@ impl Rig {
         Self::Cpu(Box::new(decoder.unwrap_or_else(|e| panic!("{e}"))))
     }
 
-    pub fn device(checkpoint: &Checkpoint, strict: bool, graphs: bool) -> Self {
+    pub fn device(device: &Device, checkpoint: &Checkpoint, strict: bool, graphs: bool) -> Self {
         let options =
             device::Options { rows: ROWS, logits: ROWS, context: CONTEXT, blocks: BLOCKS, strict, graphs };
-        let emulated = Emulated::open(Order::Shuffled, MEMORY);
-        let decoder = device::Decoder::load(&emulated, checkpoint, &options, &mut |_| ());
+        let decoder = device::Decoder::load(device, checkpoint, &options, &mut |_| ());
         Self::Device(Box::new(decoder.unwrap_or_else(|e| panic!("{e}"))))
+    }
+
+    pub fn spec(&self) -> &Spec {
+        match self {
+            Rig::Cpu(decoder) => decoder.spec(),
+            Rig::Device(decoder) => decoder.spec(),
+        }
     }
 
     /// Computes the next rows of some sequences, `(which, how many)`, and returns the logits of the last row of each.
