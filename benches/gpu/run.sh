@@ -109,13 +109,13 @@ serving() {
   return $status
 }
 
-# profile NAME KERNELS PART: share of the peaks of one kernel, once it is warm
+# profile NAME KERNELS SKIP PART: share of the peaks of one kernel, after so many launches of it
 profile() {
-  local name=ncu-$1 kernels=$2 part=$3 metrics
+  local name=ncu-$1 kernels=$2 skip=$3 part=$4 metrics
   metrics=dram__bytes.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,gpu__time_duration.sum
   metrics+=,sm__throughput.avg.pct_of_peak_sustained_elapsed,sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active
   metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread
-  if run_piece "$name" 110 "$ncu" --clock-control none --kernel-name "regex:$kernels" --launch-skip 20 --launch-count 3 \
+  if run_piece "$name" 110 "$ncu" --clock-control none --kernel-name "regex:$kernels" --launch-skip "$skip" --launch-count 3 \
     --metrics "$metrics" "$bin/gpu_bench" "$part" --quick --device "$gpu" && grep -q 'gpu__time_duration' "$scratch/$name"; then
     say "$name: $(grep -E 'gpu__time_duration|dram__throughput|inst_executed_pipe_tensor' "$scratch/$name" | tail -3 | awk '{ printf "%s %s %s; ", $1, $(NF - 1), $NF }')"
   elif grep -q ERR_NVGPUCTRPERM "$scratch/$name"; then
@@ -135,9 +135,11 @@ tools() {
   if [ -z "$ncu" ]; then
     say "ncu: not here"
   else
-    profile few-rows '^skinny_warp_silu_1$' decode
-    profile attention '^attend_decode_bf16_128$' serving
-    profile prompts '^product_128_wide_silu$' serving
+    profile few-rows '^skinny_warp_silu_1$' 20 decode
+    # Steps of prompts launch it too, with nothing to do: 3 for the prompt alone and 4 before 64 sequences decode, of 32
+    # layers each.
+    profile attention '^attend_decode_bf16_128$' 240 serving
+    profile prompts '^product_128_wide_silu$' 20 serving
   fi
 
   if [ -z "$sanitizer" ]; then
