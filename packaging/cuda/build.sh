@@ -24,22 +24,21 @@ export CUDA_HOME PATH="$CUDA_HOME/bin:$PATH"
 echo "== build"
 case $profile in dev) out=debug ;; *) out=$profile ;; esac
 out=$folder/target/$out
-targets=() files=()
+files=()
+start=$(date +%s)
+cd "$root"
 for binary in $binaries; do
   case $binary in
-    hearth) targets+=(--bin hearth) files+=("$out/hearth") ;;
-    gpu_bench) targets+=(--example gpu_bench) files+=("$out/examples/gpu_bench") ;;
+    hearth) what=(-p hearth --features cuda --bin hearth) files+=("$out/hearth") ;;
+    gpu_bench) what=(-p hearth-models --features cuda --example gpu_bench) files+=("$out/examples/gpu_bench") ;;
     *)
       echo "error: BINARIES names $binary; there are hearth and gpu_bench" >&2
       exit 2
       ;;
   esac
+  # One by one: an example brings the features of the tests with it, which the server is not to have.
+  CARGO_TARGET_DIR=$folder/target cargo build --locked --profile "$profile" "${what[@]}"
 done
-# All packages are always named: Cargo gives the dependencies the same features then, and builds them once.
-start=$(date +%s)
-cd "$root"
-CARGO_TARGET_DIR=$folder/target cargo build --locked --profile "$profile" \
-  -p hearth -p hearth-models -p hearth-kernels --features hearth/cuda,hearth-models/cuda,hearth-kernels/cuda "${targets[@]}"
 echo "built in $(($(date +%s) - start)) s"
 
 echo "== kernels (registers, shared memory, spills)"
