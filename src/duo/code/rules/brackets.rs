@@ -74,13 +74,15 @@ impl Rule for Brackets {
         let Some(cursor) = &self.cursor else { return draft };
         let over = draft.over();
         let (mut scan, mut from, mut missing) = (cursor.clone(), 0, self.missing);
+        // The blanks before a bracket that goes, go with it.
+        let bare = |at: usize| if self.line_ends { draft.text[..at].trim_end().len() } else { at };
         loop {
             scan = scan.read(&draft.text[from..], over);
             let Some(outside) = scan.outside.get(missing).filter(|o| o.bracket == self.next) else {
                 let certain = scan.unsure.map_or(draft.text.len(), |at| from + at);
-                // A bracket may follow the blanks at the end, which would go with it.
-                let bare = draft.text[..certain].trim_end().len();
-                return draft.hold(if self.line_ends { bare } else { certain });
+                // A bracket may follow the blanks at the end.
+                let certain = bare(certain);
+                return draft.hold(certain);
             };
             let at = from + outside.at;
             let after = at + self.next.len_utf8();
@@ -88,10 +90,12 @@ impl Rule for Brackets {
                 Goes::Again(length) => {
                     (scan, from, missing) = (cursor.afresh(), after + length, 0);
                 }
-                Goes::Open => return draft.hold(at),
+                Goes::Open => {
+                    let at = bare(at);
+                    return draft.hold(at);
+                }
                 Goes::Nowhere => {
-                    let kept = &draft.text[..at];
-                    let at = if self.line_ends { kept.trim_end().len() } else { at };
+                    let at = bare(at);
                     return draft.end(at);
                 }
             }

@@ -71,6 +71,15 @@ fn stream(rules: Rules, text: &str, size: usize, end: &End) -> String {
     sent + &editing.finish(end)
 }
 
+#[test]
+fn the_blanks_before_a_bracket_go_with_it_however_the_answer_comes() {
+    let editor = editor("a.rb", "} else {", "\n}");
+    for size in [1, usize::MAX] {
+        let rules = Rules::completion(&editor, Family::General);
+        assert_eq!(stream(rules, "enddef a\t}  (", size, &End::Stop), "enddef a");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
