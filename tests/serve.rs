@@ -248,7 +248,6 @@ fn failures_say_what_where_and_what_to_do() {
         (vec!["serve", "--threads", "1000"], 3, "1000 threads"),
         (vec!["serve", "--quantize", "q2"], 2, "q2"),
         (vec!["serve", "--device", "tpu"], 3, "one of auto, cpu, cuda"),
-        (vec!["serve", "--device", "cuda"], 5, "--device cpu"),
         (vec!["complete", "--temperature", "9", "x"], 2, "from 0 to 2"),
         (vec!["complete", "--temperature", "nan", "--model", &bare, "x"], 2, "from 0 to 2"),
         (vec!["complete", "--max-tokens", "0", "x"], 2, "at least 1"),
@@ -265,5 +264,10 @@ fn failures_say_what_where_and_what_to_do() {
             data.is_empty() && error.contains("error: ") && error.contains(words),
             "{arguments:?}: {error}"
         );
+    }
+    // Where the build serves GPUs it is for the host to say.
+    if cfg!(not(feature = "cuda")) {
+        let (exit, _, error) = run(&["serve", "--device", "cuda"]);
+        assert!(exit == 5 && error.contains("--device cpu"), "{exit}: {error}");
     }
 }

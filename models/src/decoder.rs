@@ -129,8 +129,8 @@ impl Decoder {
     /// Runs a step: writes the keys and values of its rows and gives logits `[options.logits, vocab]`, of which row
     /// `i` belongs to `step.logits[i]` and the rest is of earlier steps. No token may be [`PENDING`].
     pub fn forward(&mut self, step: &Step) -> Result<&Tensor, ForwardError> {
-        let Options { rows, logits, context, .. } = self.options;
-        step.check(&Bounds { rows, logits, context, vocab: self.spec.vocab, drawn: 0 })?;
+        let Options { rows, logits, context, blocks, .. } = self.options;
+        step.check(&Bounds { rows, logits, context, vocab: self.spec.vocab, drawn: 0, blocks })?;
         let Self { ctx, spec, heads, activation, kv, buffers, .. } = self;
         let (ctx, heads, rows) = (&*ctx, *heads, step.rows());
         let (epsilon, offset) = (spec.epsilon as f32, spec.unit_offset);

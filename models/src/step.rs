@@ -44,6 +44,8 @@ pub struct Bounds {
     pub vocab: usize,
     /// Rows of the last sampling that tokens may wait for.
     pub drawn: usize,
+    /// Blocks of the cache.
+    pub blocks: usize,
 }
 
 impl Step {
@@ -74,6 +76,14 @@ impl Step {
         if let Some(position) = self.positions.iter().find(|at| **at as usize >= bounds.context) {
             let context = bounds.context;
             return Err(ForwardError::Step(format!("position {position}; the context is {context}")));
+        }
+        // A device would write wherever a slot says.
+        let slots = bounds.blocks * BLOCK;
+        if let Some(slot) = self.slots.iter().find(|slot| **slot as usize >= slots) {
+            return Err(ForwardError::Step(format!("slot {slot}; the cache has {slots}")));
+        }
+        if let Some(block) = self.tables.iter().find(|block| **block as usize >= bounds.blocks) {
+            return Err(ForwardError::Step(format!("block {block}; the cache has {}", bounds.blocks)));
         }
         if let Some(row) = self.logits.iter().find(|row| **row as usize >= rows) {
             return Err(ForwardError::Step(format!("logits of row {row}; the step has {rows}")));

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use half::bf16;
 
-use crate::paged::{Part, Scene, halves_of, words_of};
+use crate::paged::{GEOMETRIES, Part, Scene, halves_of, words_of};
 use crate::program::{Case, ORDERS, Program};
 
 static PROGRAM: LazyLock<Program> = LazyLock::new(|| Program::build("attend_decode"));
@@ -67,19 +67,6 @@ fn one(sequence: usize, context: usize) -> Part {
 
 /// One position, a page but one, a page, one more, the ends of a round of the warps, of a piece, several pieces.
 const CONTEXTS: [usize; 9] = [1, 15, 16, 17, 64, 65, 80, 128, 203];
-
-/// The geometries of the supported models: (head size, heads of keys, group), few heads of keys.
-const GEOMETRIES: [(usize, usize, usize); 9] = [
-    (128, 2, 1),
-    (128, 2, 4),
-    (128, 1, 6),
-    (128, 1, 7),
-    (128, 1, 8),
-    (256, 2, 1),
-    (256, 1, 8),
-    (64, 2, 2),
-    (64, 1, 3),
-];
 
 #[test]
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]

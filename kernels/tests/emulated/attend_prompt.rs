@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use half::bf16;
 
-use crate::paged::{Part, Scene, halves_of, words_of};
+use crate::paged::{GEOMETRIES, Part, Scene, halves_of, words_of};
 use crate::program::{Case, ORDERS, Program};
 
 static PROGRAM: LazyLock<Program> = LazyLock::new(|| Program::build("attend_prompt"));
@@ -28,19 +28,6 @@ fn attend(scene: Scene, (order, blocks): (usize, usize), parts: &[Part]) -> Vec<
 fn part(sequence: usize, rows: usize, context: usize) -> Part {
     Part { sequence, rows, context }
 }
-
-/// The geometries of the supported models: (head size, heads of keys, group), few heads of keys.
-const GEOMETRIES: [(usize, usize, usize); 9] = [
-    (128, 2, 1),
-    (128, 2, 4),
-    (128, 1, 6),
-    (128, 1, 7),
-    (128, 1, 8),
-    (256, 2, 1),
-    (256, 1, 8),
-    (64, 2, 2),
-    (64, 1, 3),
-];
 
 #[test]
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]

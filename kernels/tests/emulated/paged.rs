@@ -229,3 +229,16 @@ pub fn halves_of(bytes: &[u8]) -> Vec<bf16> {
 pub fn words_of(bytes: &[u8]) -> Vec<u32> {
     bytes.as_chunks::<4>().0.iter().map(|b| u32::from_ne_bytes(*b)).collect()
 }
+
+/// The geometries of the supported models: (head size, heads of keys, group), few heads of keys.
+pub const GEOMETRIES: [(usize, usize, usize); 9] = [
+    (128, 2, 1),
+    (128, 2, 4),
+    (128, 1, 6),
+    (128, 1, 7),
+    (128, 1, 8),
+    (256, 2, 1),
+    (256, 1, 8),
+    (64, 2, 2),
+    (64, 1, 3),
+];

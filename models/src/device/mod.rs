@@ -229,6 +229,7 @@ impl Decoder {
             context: self.options.context,
             vocab,
             drawn: limits.logits,
+            blocks: self.options.blocks,
         })?;
         for (what, value, limit) in [
             ("sequences", step.spans.len(), limits.spans),

@@ -8,7 +8,11 @@ mod rig;
 
 use golden::{Golden, argmax};
 use hearth_kernels::cuda::emulated::{Emulated, Order};
+use hearth_kernels::paged::Span;
 use hearth_models::checkpoint::Checkpoint;
+use hearth_models::device::{Decoder, Options};
+use hearth_models::memory::Memory;
+use hearth_models::step::Step;
 use rig::{FAMILIES, HALF, Rig, Sequence, bits, checkpoint, compare, relative, schedule, sequences};
 
 const MEMORY: usize = 1 << 30;
@@ -107,5 +111,34 @@ fn a_device_gives_the_logits_and_tokens_of_the_reference() {
         );
         assert!(worst.0 < HALF, "{name}: {}", worst.0);
         assert_eq!(differing.count(), unsure, "{name}: the reference was sure of a token");
+    }
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn a_step_that_names_what_the_cache_has_not_is_refused() {
+    let (_dir, checkpoint) = checkpoint(FAMILIES[0]);
+    let device = Emulated::open(Order::Shuffled, 1 << 30);
+    let (free, _) = device.memory().unwrap();
+    let options = Options { rows: 64, logits: 8, context: 64, blocks: 4, strict: false, graphs: true };
+    let mut decoder = Decoder::load(&device, &checkpoint, &options, &mut |_| ()).unwrap();
+    // What is taken is what the sum said, or less.
+    let taken = (free - device.memory().unwrap().0) as u64;
+    let sum = Memory::on_device(&checkpoint, &options).total();
+    assert!(taken <= sum, "{taken} bytes were taken, {sum} were said");
+
+    let span = Span { row: 0, rows: 1, table: 0, context: 1 };
+    let step = |slot, block| Step {
+        tokens: vec![1],
+        positions: vec![0],
+        slots: vec![slot],
+        spans: vec![span],
+        tables: vec![block],
+        logits: vec![0],
+    };
+    assert!(decoder.forward(&step(63, 3)).is_ok());
+    for (step, what) in [(step(64, 3), "slot 64"), (step(63, 4), "block 4")] {
+        let refused = decoder.forward(&step).unwrap_err().to_string();
+        assert!(refused.contains(what), "{refused}");
     }
 }
