@@ -9,6 +9,7 @@ pub mod gpu;
 pub mod nearest;
 pub mod openai;
 pub mod outbound;
+pub mod reload;
 pub mod served;
 pub mod server;
 pub mod text;

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Layers;
+use crate::config::{ConfigError, Layers};
 pub use error::{CliError, Exit};
 
 #[derive(Parser)]
@@ -31,7 +31,7 @@ struct Cli {
 }
 
 /// Options of every verb.
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct Common {
     /// The settings file; /etc/hearth/hearth.toml if there is one
     #[arg(long, global = true, env = "HEARTH_CONFIG", value_name = "FILE")]
@@ -40,10 +40,10 @@ struct Common {
 
 impl Common {
     /// Defaults, file and environment; flags are the verb's own to put over them.
-    fn layers(&self) -> Result<Layers, CliError> {
+    fn layers(&self) -> Result<Layers, ConfigError> {
         let text =
             |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
-        Ok(Layers::load(self.config.as_deref(), std::env::vars_os().filter_map(text))?)
+        Layers::load(self.config.as_deref(), std::env::vars_os().filter_map(text))
     }
 }
 

@@ -10,16 +10,17 @@ use tokio::task::spawn_blocking;
 
 use super::load::{self, ModelFlags};
 use super::{CliError, Common, Exit};
-use crate::config::{GitLab, Settings, state};
+use crate::config::{ConfigError, GitLab, Layers, Settings, state};
 use crate::duo::Gateway;
 use crate::duo::choice::Defaults;
 use crate::duo::identity::own::OwnKeys;
 use crate::duo::identity::{Bypass, Identity};
 use crate::duo::search::{Docs, LibraryError};
+use crate::reload::Reload;
 use crate::served::Models;
 use crate::server::{self, ApiKey, Health, Limits, Metrics, Server, Shared};
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Serve {
     #[command(flatten)]
     model: ModelFlags,
@@ -40,20 +41,28 @@ pub struct Serve {
     drain: Option<String>,
 }
 
-pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
-    let mut layers = common.layers()?;
-    let directory = verb.state_dir.map(|d| d.display().to_string());
-    for (flag, name, value) in [
-        ("--listen", "server.listen", verb.listen),
-        ("--metrics", "server.metrics", verb.metrics),
-        ("--gitlab", "gitlab.url", verb.gitlab),
-        ("--state-dir", "server.state_dir", directory),
-        ("--drain", "server.drain", verb.drain),
-    ] {
-        if let Some(value) = value {
-            layers.flag(flag, name, value)?;
+impl Serve {
+    /// The settings as they are now, under these flags.
+    fn layers(&self, common: &Common) -> Result<Layers, ConfigError> {
+        let mut layers = common.layers()?;
+        let directory = self.state_dir.as_ref().map(|d| d.display().to_string());
+        for (flag, name, value) in [
+            ("--listen", "server.listen", &self.listen),
+            ("--metrics", "server.metrics", &self.metrics),
+            ("--gitlab", "gitlab.url", &self.gitlab),
+            ("--state-dir", "server.state_dir", &directory),
+            ("--drain", "server.drain", &self.drain),
+        ] {
+            if let Some(value) = value {
+                layers.flag(flag, name, value.clone())?;
+            }
         }
+        Ok(layers)
     }
+}
+
+pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
+    let mut layers = verb.layers(common)?;
     verb.model.apply(&mut layers)?;
     let settings = Settings::of(&layers)?;
     load::check_names(&settings)?;
@@ -117,11 +126,41 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         let failed = |e: std::io::Error| port(settings.listen, &e);
         let server = Server::bind(settings.listen, limits, shared).await.map_err(failed)?;
         let address = server.address().map_err(failed)?;
+        tokio::spawn(reload_on_hangup(reload(verb, common))?);
         greet(&settings, &names, &notices, made.then(|| key.expose()), address);
         server.serve(stopped()?).await;
         tracing::info!("stopped");
         Ok(())
     })
+}
+
+/// What SIGHUP changes. The models stay as they are: they are read at the start.
+fn reload(verb: Serve, common: &Common) -> Arc<Reload> {
+    let common = common.clone();
+    Arc::new(Reload::new(Box::new(move || Settings::of(&verb.layers(&common)?))))
+}
+
+/// Reloads at every SIGHUP, for as long as the process runs.
+fn reload_on_hangup(reload: Arc<Reload>) -> Result<impl Future<Output = ()>, CliError> {
+    let mut hangups = caught(SignalKind::hangup())?;
+    Ok(async move {
+        while hangups.recv().await.is_some() {
+            let reload = reload.clone();
+            match spawn_blocking(move || reload.run()).await {
+                Ok(Ok(parts)) => tracing::info!("reloaded: {}", parts.join(", ")),
+                Ok(Err(e)) => {
+                    tracing::error!("not reloaded, nothing has changed: {e} ({}); {}", e.origin, e.fix)
+                }
+                Err(_) => {
+                    tracing::error!("not reloaded: the reload broke; what it had not swapped is as before")
+                }
+            }
+        }
+    })
+}
+
+fn caught(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError> {
+    signal(kind).map_err(|e| CliError::new(Exit::Failed, format!("signals cannot be caught: {e}")))
 }
 
 /// Who may call the GitLab dialect. The key for editors' tokens is made only where there is a GitLab to ask for them.
@@ -187,10 +226,7 @@ fn greet(
 
 /// Resolves on SIGTERM or SIGINT. A second one ends the process at once.
 fn stopped() -> Result<impl Future<Output = ()>, CliError> {
-    let on = |kind| {
-        signal(kind).map_err(|e| CliError::new(Exit::Failed, format!("signals cannot be caught: {e}")))
-    };
-    let (mut terminate, mut interrupt) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (caught(SignalKind::terminate())?, caught(SignalKind::interrupt())?);
     Ok(async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         tokio::spawn(async move {
