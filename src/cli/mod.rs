@@ -1,5 +1,6 @@
 //! The command line: one file a verb. Data goes to standard output, everything else to standard error.
 
+mod audit;
 mod chat;
 mod complete;
 mod config;
@@ -61,6 +62,9 @@ enum Verb {
     /// Change the keys that the server made for itself
     #[command(subcommand)]
     Keys(keys::Verb),
+    /// Read the audit log, or check that nobody changed it
+    #[command(subcommand)]
+    Audit(audit::Verb),
     /// Say whether everything is well, and if not, what to do
     Doctor(doctor::Doctor),
     /// Check the settings, or show them and where each came from
@@ -92,6 +96,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Chat(verb) => chat::run(verb, &cli.common),
         Verb::Models(verb) => models::run(verb, &cli.common),
         Verb::Keys(verb) => keys::run(verb, &cli.common),
+        Verb::Audit(verb) => audit::run(verb, &cli.common),
         Verb::Doctor(verb) => doctor::run(verb, &cli.common),
         Verb::Config(verb) => config::run(verb, &cli.common),
     };

@@ -1,8 +1,8 @@
 //! The state directory and the keys in it.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use super::{ConfigError, Origin};
@@ -68,6 +68,60 @@ pub fn default_directory() -> PathBuf {
     base.unwrap_or_else(|| "/var/lib".into()).join("hearth")
 }
 
+/// Makes the directory, for its owner alone, where it is missing.
+pub fn make_directory(directory: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+/// What root makes in a directory belongs to the directory's owner: the server that reads it runs as that user.
+pub fn give_to_owner_of(directory: &Path, file: &File) -> io::Result<()> {
+    let of = fs::metadata(directory)?;
+    match user() == Some(0) && of.uid() != 0 {
+        true => fchown(file, Some(of.uid()), Some(of.gid())),
+        false => Ok(()),
+    }
+}
+
+/// A file's new text, on the disk beside it and not in its place yet. Whoever reads the file, also after a crash, finds all
+/// of the old text or all of the new; only its owner can read it. Dropped before it is in place, it leaves nothing.
+#[derive(Debug)]
+pub struct Replacement {
+    aside: PathBuf,
+    path: PathBuf,
+    placed: bool,
+}
+
+impl Replacement {
+    pub fn prepare(path: &Path, bytes: &[u8]) -> io::Result<Self> {
+        let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
+        make_directory(directory)?;
+        let nonce = getrandom::u64().map_err(|e| io::Error::other(e.to_string()))?;
+        let aside = directory.join(format!(".{name}.{nonce:016x}"));
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+        let replacement = Self { aside, path: path.to_owned(), placed: false };
+        give_to_owner_of(directory, &file)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        Ok(replacement)
+    }
+
+    /// Puts it in place.
+    pub fn commit(mut self) -> io::Result<()> {
+        fs::rename(&self.aside, &self.path)?;
+        self.placed = true;
+        File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if !self.placed {
+            let _ = fs::remove_file(&self.aside);
+        }
+    }
+}
+
 /// A secret file of the state directory.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept {
@@ -82,13 +136,20 @@ const KEY: Kept = Kept { name: "key", what: "the API key", instead: "HEARTH_KEY"
 
 /// The key in the state directory, made on the first call; `true` when it was made now.
 pub fn key(directory: &Path) -> Result<(Secret, bool), ConfigError> {
-    let make = || {
-        let mut bytes = [0; 32];
-        getrandom::fill(&mut bytes).expect("bug: the system gives no random numbers");
-        bytes.iter().fold("hearth_".to_owned(), |text, b| format!("{text}{b:02x}")) + "\n"
-    };
-    let (text, made) = KEY.get_or_make(directory, make)?;
+    let (text, made) = KEY.get_or_make(directory, new_key)?;
     Ok((Secret::checked(text.trim(), &Origin::File(KEY.path(directory)))?, made))
+}
+
+/// The text of a file with a new key.
+pub fn new_key() -> String {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).expect("bug: the system gives no random numbers");
+    bytes.iter().fold("hearth_".to_owned(), |text, b| format!("{text}{b:02x}")) + "\n"
+}
+
+/// Where the key is kept.
+pub fn key_path(directory: &Path) -> PathBuf {
+    KEY.path(directory)
 }
 
 impl Kept {
@@ -143,7 +204,7 @@ impl Kept {
         }
         let failed = |e: io::Error| self.failed(directory, &e);
         let text = make();
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+        make_directory(directory).map_err(failed)?;
         // Written aside and linked into place: a reader sees a whole file or none, and of two starts one wins.
         let nonce = getrandom::u64().map_err(|e| failed(io::Error::other(e.to_string())))?;
         let aside = directory.join(format!(".{}.{nonce:016x}", self.name));
