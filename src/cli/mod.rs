@@ -3,12 +3,14 @@
 mod audit;
 mod chat;
 mod complete;
+mod completions;
 mod config;
 mod device;
 mod doctor;
 mod error;
 mod keys;
 mod load;
+mod man;
 mod models;
 mod serve;
 mod terminal;
@@ -70,6 +72,12 @@ enum Verb {
     /// Check the settings, or show them and where each came from
     #[command(subcommand)]
     Config(config::Verb),
+    /// Print the manual, or write all its pages into a directory
+    #[command(hide = true)]
+    Man(man::Manual),
+    /// Print what a shell needs to complete this command line
+    #[command(hide = true)]
+    Completions(completions::Completions),
 }
 
 /// The threads of everything but the models.
@@ -99,6 +107,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Audit(verb) => audit::run(verb, &cli.common),
         Verb::Doctor(verb) => doctor::run(verb, &cli.common),
         Verb::Config(verb) => config::run(verb, &cli.common),
+        Verb::Man(verb) => man::run(verb),
+        Verb::Completions(verb) => completions::run(verb),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
