@@ -386,7 +386,7 @@ impl<'a> Opened<'a> {
             aliases: self.entry.aliases.clone(),
             family,
             text: Arc::new(self.text),
-            engine,
+            engine: engine.into(),
             created: now(),
             notice: self.notice,
         })

@@ -24,6 +24,11 @@ pub struct Capacity {
 }
 
 impl Capacity {
+    /// Positions that its blocks hold.
+    pub fn tokens(&self) -> usize {
+        self.blocks as usize * self.block_size as usize
+    }
+
     /// Longest sequence that can ever run: the context, or the whole cache where that is smaller.
     pub fn longest(&self) -> u32 {
         self.context.min(self.blocks.saturating_mul(self.block_size))

@@ -157,20 +157,27 @@ impl Handle {
 
     /// Queues a request. Never waits.
     pub fn submit(&self, request: Request) -> Result<Tokens, Refused> {
+        self.offer(request).map_err(|(refused, _)| refused)
+    }
+
+    /// The same; what is refused comes back, to be offered elsewhere.
+    pub(crate) fn offer(&self, request: Request) -> Result<Tokens, (Refused, Box<Request>)> {
         let shared = &*self.shared;
         if shared.stopping.load(Ordering::Acquire) || shared.ending.ended() {
-            return Err(Refused::Stopping);
+            return Err((Refused::Stopping, Box::new(request)));
         }
-        let limit = shared.limit(&request)?;
-        let permit = shared.admit(&request)?;
+        let admitted = shared.limit(&request).and_then(|limit| Ok((limit, shared.admit(&request)?)));
+        let (limit, permit) = match admitted {
+            Ok(admitted) => admitted,
+            Err(refused) => return Err((refused, Box::new(request))),
+        };
         let choices = request.choices.max(1);
         // Room for every choice to send a token and its end in two steps in flight, and for the prompt's event.
         let room = (shared.buffer as usize).max(4 * choices as usize + 4);
         let (events, tokens) = channel(room, choices, shared.bell.clone());
         let group = Group::new(request, limit, events, permit, shared.clock.now());
-        if self.commands.send(Command::Submit(Box::new(group))).is_err() {
-            return Err(Refused::Stopping);
-        }
+        // A thread that has just ended drops what is sent to it, and the stream ends as failed.
+        let _ = self.commands.send(Command::Submit(Box::new(group)));
         shared.bell.wake();
         Ok(tokens)
     }
@@ -238,6 +245,30 @@ pub struct Status {
     pub rows: u64,
     /// Rows of them that were in flight when their reader left.
     pub wasted_rows: u64,
+}
+
+impl Status {
+    /// Both together, as if they were one engine. It is there as long as one of them is.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            alive: self.alive || other.alive,
+            stopping: self.stopping && other.stopping,
+            running: self.running + other.running,
+            waiting: self.waiting + other.waiting,
+            queued_tokens: self.queued_tokens + other.queued_tokens,
+            blocks_used: self.blocks_used + other.blocks_used,
+            blocks_total: self.blocks_total + other.blocks_total,
+            prefix_queries: self.prefix_queries + other.prefix_queries,
+            prefix_hits: self.prefix_hits + other.prefix_hits,
+            tokens_in: self.tokens_in + other.tokens_in,
+            tokens_out: self.tokens_out + other.tokens_out,
+            steps: self.steps + other.steps,
+            failed_steps: self.failed_steps + other.failed_steps,
+            preemptions: self.preemptions + other.preemptions,
+            rows: self.rows + other.rows,
+            wasted_rows: self.wasted_rows + other.wasted_rows,
+        }
+    }
 }
 
 /// Resolves when the engine's thread has ended.

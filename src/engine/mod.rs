@@ -11,6 +11,7 @@ pub mod handle;
 pub mod local;
 mod plan;
 mod prefix;
+pub mod replicas;
 pub mod request;
 #[cfg(test)]
 mod scenarios;

@@ -14,6 +14,7 @@ use futures::Stream;
 use futures::stream::FusedStream;
 use futures::task::AtomicWaker;
 
+use super::replicas::Outstanding;
 use super::request::Event;
 
 /// Wakes the engine's thread. `rung` says that somebody left, or that a full ring has room again.
@@ -95,7 +96,7 @@ pub(crate) fn channel(room: usize, choices: u32, bell: Arc<Bell>) -> (Events, To
         full: AtomicBool::new(false),
         bell,
     });
-    (Events { ring: ring.clone() }, Tokens { ring, over: false })
+    (Events { ring: ring.clone() }, Tokens { ring, over: false, share: None })
 }
 
 /// The loop's end. Dropped without an end, it ends the stream as failed.
@@ -149,9 +150,18 @@ impl Drop for Events {
 pub struct Tokens {
     ring: Arc<Ring>,
     over: bool,
+    /// Where there are several replicas: what this request counts for at its own, given back when the stream is dropped.
+    share: Option<Outstanding>,
 }
 
 impl Tokens {
+    pub(crate) fn holding(self, share: Outstanding) -> Self {
+        // The stream is cancelled by its drop, so its parts cannot be moved out of it.
+        let mut tokens = self;
+        tokens.share = Some(share);
+        tokens
+    }
+
     /// Ends one choice without a word, because its text met a stop string, say. Events of it that are already on
     /// their way still come. When every choice is cancelled or finished, the stream ends.
     pub fn cancel(&self, choice: u32) {
@@ -200,6 +210,7 @@ impl Stream for Tokens {
             None => Poll::Pending,
             Some(failed) => {
                 self.over = true;
+                self.share = None;
                 Poll::Ready(failed.map(|error| Event::Failed { error }))
             }
         }

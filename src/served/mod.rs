@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ask::{Answer, Ask, Failure};
 use family::Family;
 
-use crate::engine::handle::Handle;
+use crate::engine::replicas::Replicas;
 use crate::text::Text;
 use crate::upstream;
 
@@ -21,7 +21,7 @@ pub struct Served {
     /// Whose prompts it takes.
     pub family: Family,
     pub text: Arc<Text>,
-    pub engine: Handle,
+    pub engine: Replicas,
     /// Seconds since 1970 at which it was loaded.
     pub created: u64,
     /// Said wherever the model is listed; the embedded model says here that it is for trying things out.

@@ -108,7 +108,7 @@ impl Server {
                 tracing::warn!(in_flight = health.in_flight(), "drain time is over; ending what is left");
             }
             // Whoever is left gets an error event instead of a cut line.
-            let stopping: Vec<_> = models.iter().map(|m| m.engine.stop(Duration::ZERO)).collect();
+            let stopping: Vec<_> = models.iter().flat_map(|m| m.engine.stop(Duration::ZERO)).collect();
             let last = futures::future::join(futures::future::join_all(stopping), health.idle());
             let _ = tokio::time::timeout(Duration::from_secs(2), last).await;
         };

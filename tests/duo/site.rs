@@ -17,7 +17,8 @@ use hearth::duo::identity::own::{OwnKey, OwnKeys};
 use hearth::duo::identity::{Bypass, Identity, Rules};
 use hearth::duo::search::Docs;
 use hearth::engine::executor::Capacity;
-use hearth::engine::handle::{Config, Engine, Handle};
+use hearth::engine::handle::{Config, Engine};
+use hearth::engine::replicas::Replicas;
 use hearth::engine::scripted::{Controls, Scripted};
 use hearth::served::family::Family;
 use hearth::served::{Models, Served};
@@ -51,7 +52,7 @@ pub struct Site {
     pub address: SocketAddr,
     pub metrics: SocketAddr,
     pub controls: Controls,
-    pub engine: Handle,
+    pub engine: Replicas,
     pub text: Arc<Text>,
     gitlab: Option<GitLab>,
     script: Arc<Mutex<Script>>,
@@ -90,7 +91,7 @@ fn model(name: &str, files: &Path, vocab: u32, script: Arc<Mutex<Script>>) -> (S
         aliases: Vec::new(),
         family: Family::General,
         text,
-        engine,
+        engine: engine.into(),
         created: 1_700_000_000,
         notice: None,
     };

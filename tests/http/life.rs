@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hearth::engine::handle::Config;
+use hearth::engine::handle::{Config, Stopped};
 use hearth::engine::scripted::Fault;
 use hearth::server::Limits;
 use serde_json::json;
@@ -88,7 +88,7 @@ fn the_probes_need_no_key() {
         let reply = Line::open(site.address, &request("GET", &format!("/health/{path}"), &[], "")).reply();
         assert_eq!((reply.status, reply.json()), (200, json!({"status": word})));
     }
-    site.engine.stop(Duration::ZERO).wait();
+    site.engine.stop(Duration::ZERO).into_iter().for_each(Stopped::wait);
     let reply = site.get("/health/ready");
     assert_eq!((reply.status, reply.json()), (503, json!({"status": "an engine has stopped"})));
     // Nothing brings an engine back but a new process.

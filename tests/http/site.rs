@@ -14,7 +14,8 @@ use hearth::duo::choice::Defaults;
 use hearth::duo::identity::{Identity, Rules};
 use hearth::duo::search::Docs;
 use hearth::engine::executor::Capacity;
-use hearth::engine::handle::{Config, Engine, Handle};
+use hearth::engine::handle::{Config, Engine};
+use hearth::engine::replicas::Replicas;
 use hearth::engine::scripted::{Controls, Scripted};
 use hearth::served::family::Family;
 use hearth::served::{Models, Served};
@@ -32,7 +33,7 @@ pub const CONTEXT: u32 = 256;
 pub struct Site {
     pub address: SocketAddr,
     pub controls: Controls,
-    pub engine: Handle,
+    pub engine: Replicas,
     pub metrics: SocketAddr,
     pub text: Arc<Text>,
     stop: Option<oneshot::Sender<()>>,
@@ -73,7 +74,7 @@ fn model(name: &str, files: &Path, vocab: u32, config: Config) -> (Served, Contr
         aliases: Vec::new(),
         family: Family::General,
         text,
-        engine,
+        engine: engine.into(),
         created: 1_700_000_000,
         notice: None,
     };
