@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 pub use chain::{Checked, Damage, Entry, Head, check};
 pub use event::{Event, Who};
 
-use crate::config::state;
+use crate::config::{ConfigError, state};
 
 /// Its name in the state directory.
 pub const FILE: &str = "audit.jsonl";
@@ -59,6 +59,19 @@ impl AuditError {
             Self::Locked { .. } => "try again, or see who holds it (`fuser -v FILE`); nothing was changed",
             Self::TooLong { .. } => "use shorter names; nothing was changed",
         }
+    }
+}
+
+/// For changes that are refused in the words of the settings.
+impl From<AuditError> for ConfigError {
+    fn from(error: AuditError) -> Self {
+        let origin = match &error {
+            AuditError::Disk { path, .. }
+            | AuditError::Damaged { path, .. }
+            | AuditError::Locked { path } => path.display().to_string(),
+            AuditError::TooLong { .. } => FILE.to_owned(),
+        };
+        Self { origin, what: error.to_string(), fix: error.fix().to_owned() }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Hearth: the GitLab AI gateway, an OpenAI-compatible endpoint, the scheduler and the runtime in one process.
 
+pub mod access;
 pub mod audit;
 pub mod cli;
 pub mod config;

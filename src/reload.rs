@@ -5,6 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use crate::audit::{Audit, Event, Who};
 use crate::config::{ConfigError, Settings};
 
 /// Puts a checked part of the settings in force. It cannot fail.
@@ -20,6 +21,7 @@ pub type Read = Box<dyn Fn() -> Result<Settings, ConfigError> + Send + Sync>;
 pub struct Reload {
     read: Read,
     parts: Vec<(&'static str, Prepare)>,
+    audit: Option<Audit>,
     /// One at a time: two that overlap could swap halves of each.
     turn: Mutex<()>,
 }
@@ -32,7 +34,7 @@ impl std::fmt::Debug for Reload {
 
 impl Reload {
     pub fn new(read: Read) -> Self {
-        Self { read, parts: Vec::new(), turn: Mutex::new(()) }
+        Self { read, parts: Vec::new(), audit: None, turn: Mutex::new(()) }
     }
 
     /// Adds a part; its name is for the log.
@@ -45,17 +47,38 @@ impl Reload {
         self
     }
 
-    /// Reads, checks, and only then swaps; the names of what was swapped.
+    /// Reloads go into the audit log before anything is swapped; what cannot be recorded is not swapped.
+    pub fn audited(self, audit: Audit) -> Self {
+        Self { audit: Some(audit), ..self }
+    }
+
+    /// Reads, checks, and only then swaps; the names of what was swapped. The one who asked is the service manager.
     pub fn run(&self) -> Result<Vec<&'static str>, ConfigError> {
+        self.run_by(&Who::Signal)
+    }
+
+    /// The same for somebody who is known.
+    pub fn run_by(&self, who: &Who) -> Result<Vec<&'static str>, ConfigError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let settings = (self.read)()?;
-        let prepared: Result<Vec<_>, _> =
-            self.parts.iter().map(|(name, prepare)| Ok((*name, prepare(&settings)?))).collect();
-        let names = prepared?.into_iter().map(|(name, swap)| {
+        let prepared = self.prepare().inspect_err(|e| {
+            if let Some(audit) = &self.audit {
+                audit.note(who, &Event::ReloadRefused { origin: e.origin.clone(), what: e.what.clone() });
+            }
+        })?;
+        if let Some(audit) = &self.audit {
+            let parts = prepared.iter().map(|(name, _)| (*name).to_owned()).collect();
+            audit.record(who, &Event::Reloaded { parts })?;
+        }
+        let names = prepared.into_iter().map(|(name, swap)| {
             swap();
             name
         });
         Ok(names.collect())
+    }
+
+    fn prepare(&self) -> Result<Vec<(&'static str, Swap)>, ConfigError> {
+        let settings = (self.read)()?;
+        self.parts.iter().map(|(name, prepare)| Ok((*name, prepare(&settings)?))).collect()
     }
 }
 
@@ -92,6 +115,30 @@ mod tests {
         let (reload, swapped) = reload(false);
         assert_eq!(reload.run().unwrap(), ["first", "second"]);
         assert_eq!(swapped.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn reloads_are_recorded_and_what_cannot_be_recorded_is_not_swapped() {
+        let events = |audit: &Audit| {
+            let mut events = Vec::new();
+            let text = std::fs::read(audit.path()).unwrap();
+            crate::audit::check(&text[..], None, |entry| events.push((entry.who, entry.event))).unwrap();
+            events
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let audit = Audit::at(directory.path());
+        let (good, swapped) = reload(false);
+        let good = good.audited(audit.clone());
+        good.run().unwrap();
+        reload(true).0.audited(audit.clone()).run_by(&Who::Console).unwrap_err();
+        let said =
+            events(&audit).into_iter().map(|(who, event)| format!("{who} {event}")).collect::<Vec<_>>();
+        assert_eq!(said, ["signal reloaded", "console reload_refused"]);
+        std::fs::remove_file(audit.path()).unwrap();
+        std::fs::create_dir(audit.path()).unwrap();
+        let error = good.run().unwrap_err();
+        assert!(error.what.contains("cannot be written"), "{error}");
+        assert_eq!(swapped.load(Ordering::SeqCst), 2, "only the first one swapped");
     }
 
     #[test]

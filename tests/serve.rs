@@ -16,6 +16,7 @@ fn hearth(arguments: &[&str]) -> Command {
         .env_clear()
         .env("HEARTH_KEY", KEY)
         .env("HEARTH__SERVER__METRICS", "")
+        .env("STATE_DIRECTORY", concat!(env!("CARGO_TARGET_TMPDIR"), "/serve"))
         .stdin(Stdio::null());
     command
 }

@@ -61,7 +61,7 @@ enum Verb {
     /// Look at checkpoints and at the configured models
     #[command(subcommand)]
     Models(models::Verb),
-    /// Change the keys that the server made for itself
+    /// Make, list and end API keys; replace the key that signs editors' tokens
     #[command(subcommand)]
     Keys(keys::Verb),
     /// Read the audit log, or check that nobody changed it

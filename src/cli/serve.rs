@@ -10,7 +10,9 @@ use tokio::task::spawn_blocking;
 
 use super::load::{self, ModelFlags};
 use super::{CliError, Common, Exit};
-use crate::config::{ConfigError, GitLab, Layers, Settings, state};
+use crate::access::{Access, FirstKey};
+use crate::audit::{Audit, Event, Who};
+use crate::config::{ConfigError, GitLab, Layers, Settings};
 use crate::duo::Gateway;
 use crate::duo::choice::Defaults;
 use crate::duo::identity::own::OwnKeys;
@@ -18,7 +20,7 @@ use crate::duo::identity::{Bypass, Identity};
 use crate::duo::search::{Docs, LibraryError};
 use crate::reload::Reload;
 use crate::served::Models;
-use crate::server::{self, ApiKey, Health, Limits, Metrics, Server, Shared};
+use crate::server::{self, Health, Limits, Metrics, Server, Shared};
 
 #[derive(Args, Clone)]
 pub struct Serve {
@@ -67,10 +69,9 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
     let settings = Settings::of(&layers)?;
     load::check_names(&settings)?;
     log(&settings);
-    let (key, made) = match settings.key.clone() {
-        Some(key) => (key, false),
-        None => state::key(&settings.state_dir)?,
-    };
+    let (key, made) = FirstKey::of(&settings)?;
+    let access = Arc::new(Access::open(key.clone(), &settings.state_dir, settings.quotas)?);
+    let audit = Audit::at(&settings.state_dir);
     if !layers.unused().is_empty() {
         let names = layers.unused().join(", ");
         tracing::info!("variables of GitLab's own gateway that are not used here: {names}");
@@ -105,7 +106,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
                 patience: settings.patience,
             }),
             models,
-            key: Arc::new(ApiKey::new(key.expose().to_owned())),
+            access: access.clone(),
             health: Arc::new(Health::default()),
             metrics,
         };
@@ -126,18 +127,27 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         let failed = |e: std::io::Error| port(settings.listen, &e);
         let server = Server::bind(settings.listen, limits, shared).await.map_err(failed)?;
         let address = server.address().map_err(failed)?;
-        tokio::spawn(reload_on_hangup(reload(verb, common))?);
+        let reload = reload(verb, common).part("keys and limits", {
+            let access = access.clone();
+            move |settings: &Settings| access.prepare(settings)
+        });
+        tokio::spawn(reload_on_hangup(Arc::new(reload.audited(audit.clone())))?);
+        tokio::spawn(access.clone().keep());
+        let version = env!("CARGO_PKG_VERSION");
+        audit.note(&Who::Server, &Event::Started { version, listen: address.to_string() });
         greet(&settings, &names, &notices, made.then(|| key.expose()), address);
         server.serve(stopped()?).await;
+        access.close();
+        audit.note(&Who::Server, &Event::Stopped { version });
         tracing::info!("stopped");
         Ok(())
     })
 }
 
 /// What SIGHUP changes. The models stay as they are: they are read at the start.
-fn reload(verb: Serve, common: &Common) -> Arc<Reload> {
+fn reload(verb: Serve, common: &Common) -> Reload {
     let common = common.clone();
-    Arc::new(Reload::new(Box::new(move || Settings::of(&verb.layers(&common)?))))
+    Reload::new(Box::new(move || Settings::of(&verb.layers(&common)?)))
 }
 
 /// Reloads at every SIGHUP, for as long as the process runs.

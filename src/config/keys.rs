@@ -80,6 +80,42 @@ pub const KEYS: &[Key] = &[
     key("engine.queue_requests", Kind::Number(1, MILLION), "256", "requests that may wait"),
     key("engine.queue_tokens", Kind::Number(1, 1 << 40), "262144", "prompt tokens that may wait"),
     key("engine.prefix_cache", Kind::Switch, "true", "whether equal beginnings of prompts are computed once"),
+    key(
+        "limits.key_requests",
+        Kind::Number(0, MILLION),
+        "600",
+        "requests a minute of an API key that has no limit of its own; 0: any number",
+    ),
+    key(
+        "limits.key_tokens",
+        Kind::Number(0, 1_000_000_000),
+        "400000",
+        "tokens a minute of an API key that has no limit of its own; 0: any number",
+    ),
+    key(
+        "limits.key_concurrent",
+        Kind::Number(0, 65_536),
+        "32",
+        "requests at the same time of an API key that has no limit of its own; 0: any number",
+    ),
+    key(
+        "limits.user_requests",
+        Kind::Number(0, MILLION),
+        "600",
+        "requests a minute of a GitLab user; 0: any number",
+    ),
+    key(
+        "limits.user_concurrent",
+        Kind::Number(0, 65_536),
+        "16",
+        "requests at the same time of a GitLab user; 0: any number",
+    ),
+    key(
+        "limits.failures",
+        Kind::Number(0, MILLION),
+        "20",
+        "wrong API keys a minute from an address, which then waits; 0: any number",
+    ),
     key("gitlab.url", Kind::Url, "", "GitLab's URL, also with a relative root; empty: no Duo"),
     key("gitlab.portal_url", Kind::Url, "", "the customers portal, whose tokens are good too; empty: none"),
     key(

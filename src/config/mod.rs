@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::access::{Amounts, Quotas};
 pub use entries::{ModelEntry, UpstreamEntry};
 pub use gitlab::GitLab;
 pub use keys::{KEYS, Key, Kind};
@@ -46,6 +47,7 @@ pub struct Settings {
     pub drain: Duration,
     pub state_dir: PathBuf,
     pub key: Option<state::Secret>,
+    pub quotas: Quotas,
     pub device: String,
     /// 0: every core that the process may use.
     pub threads: usize,
@@ -90,6 +92,7 @@ impl Settings {
                 "" => None,
                 key => Some(state::Secret::checked(key, layers.origin("server.key"))?),
             },
+            quotas: quotas(layers)?,
             device: layers.text("engine.device").to_owned(),
             threads: layers.number("engine.threads")? as usize,
             step_tokens: layers.number("engine.step_tokens")? as u32,
@@ -109,4 +112,22 @@ impl Settings {
             docs: Some(layers.text("duo.docs")).filter(|path| !path.is_empty()).map(PathBuf::from),
         })
     }
+}
+
+/// `[limits]`: who may ask how much.
+fn quotas(layers: &Layers) -> Result<Quotas, ConfigError> {
+    let number = |name| layers.number(name).map(|number| number as u32);
+    Ok(Quotas {
+        keys: Amounts {
+            requests: number("limits.key_requests")?,
+            tokens: number("limits.key_tokens")?,
+            concurrent: number("limits.key_concurrent")?,
+        },
+        users: Amounts {
+            requests: number("limits.user_requests")?,
+            tokens: 0,
+            concurrent: number("limits.user_concurrent")?,
+        },
+        failures: number("limits.failures")?,
+    })
 }

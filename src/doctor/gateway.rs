@@ -110,7 +110,7 @@ async fn completion(server: &Outbound, settings: &Settings) -> Finding {
         return Finding::fails(
             check,
             "no token can be signed",
-            "replace the signing key: `hearth keys rotate`",
+            "replace the signing key: `hearth keys rotate --signing`",
         );
     };
     let body = json!({
@@ -136,7 +136,7 @@ async fn completion(server: &Outbound, settings: &Settings) -> Finding {
     let json: Value = serde_json::from_slice(&text).unwrap_or_default();
     if status == StatusCode::UNAUTHORIZED {
         let fix = "run this as the server's user and with its --state-dir, so that both have the same signing key; \
-                   after `hearth keys rotate` restart the server";
+                   after `hearth keys rotate --signing` restart the server";
         return Finding::fails(check, "the server does not know the key in this state directory", fix);
     }
     if status != StatusCode::OK {

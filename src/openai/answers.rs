@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::asked::Asked;
 use super::error::ApiError;
+use crate::access::Meter;
 use crate::engine::request::Logprobs;
 use crate::served::Served;
 use crate::text::Text;
@@ -41,6 +42,8 @@ type Tagged = Pin<Box<dyn Stream<Item = (u32, Output)> + Send>>;
 pub struct Answers {
     streams: SelectAll<Tagged>,
     pub usage: Usage,
+    /// Whoever asked pays for what was computed, also of an answer that nobody reads to its end.
+    meter: Meter,
 }
 
 /// One prompt of a request.
@@ -61,6 +64,7 @@ impl Answers {
         id: &Arc<str>,
         prompts: Vec<Prompt>,
         name: &str,
+        meter: &Meter,
     ) -> Result<Self, ApiError> {
         let mut streams = SelectAll::new();
         let mut usage = Usage::default();
@@ -79,7 +83,8 @@ impl Answers {
             let tagged: Tagged = Box::pin(generation.map(move |output| (base + choice(&output), output)));
             streams.push(tagged);
         }
-        Ok(Self { streams, usage })
+        meter.tokens(usage.prompt);
+        Ok(Self { streams, usage, meter: meter.clone() })
     }
 
     /// The next output and the index of its choice. `Prompt` comes with the index of the prompt's first choice.
@@ -87,7 +92,10 @@ impl Answers {
         let next = self.streams.next().await;
         match &next {
             Some((_, Output::Prompt { cached, .. })) => self.usage.cached += u64::from(*cached),
-            Some((_, Output::Piece { .. })) => self.usage.completion += 1,
+            Some((_, Output::Piece { .. })) => {
+                self.usage.completion += 1;
+                self.meter.tokens(1);
+            }
             _ => {}
         }
         next

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::fields::{Fields, integer, number, wrong};
+use crate::access::Permitted;
 use crate::engine::request::{Request, Sampling};
-use crate::served::{Model, Models, Served};
+use crate::served::{Model, Served};
 use crate::text::generation::Shape;
 
 /// Continuations of one request at most, over all its prompts.
@@ -50,13 +51,12 @@ pub struct Asked {
 }
 
 /// The model that a request names.
-pub fn model(fields: &mut Fields, models: &Models) -> Result<Model, ApiError> {
-    let known = models.names();
+pub fn model(fields: &mut Fields, models: &Permitted) -> Result<Model, ApiError> {
     let name = fields.string("model")?.ok_or_else(|| {
+        let known: Vec<String> = models.all().map(|model| model.name().to_owned()).collect();
         ApiError::missing("model", format!("`model` is missing. Known models: {}.", known.join(", ")))
     })?;
-    let shown: String = name.chars().take(100).collect();
-    models.get(&name).ok_or_else(|| ApiError::no_such_model(&shown, &known))
+    models.get(&name)
 }
 
 impl Asked {

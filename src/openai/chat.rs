@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
@@ -13,7 +13,8 @@ use super::completions::reason;
 use super::error::ApiError;
 use super::fields::{Fields, wrong};
 use super::sse;
-use crate::served::{Model, Models, Served};
+use crate::access::Permitted;
+use crate::served::{Model, Served};
 use crate::server::RequestId;
 use crate::text::chat::Message;
 use crate::text::generation::{Drawn, End, Output};
@@ -22,14 +23,16 @@ const MOST_MESSAGES: usize = 2048;
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
 pub async fn post(
-    State(models): State<Models>,
+    models: Permitted,
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let mut fields = super::body(request).await?;
     let model = match model(&mut fields, &models)? {
         Model::Local(model) => model,
-        Model::Upstream(model) => return model.forward(&id.0, "/chat/completions", fields.rest()).await,
+        Model::Upstream(model) => {
+            return model.forward(&id.0, "/chat/completions", fields.rest(), models.meter()).await;
+        }
     };
     let mut asked = Asked::read(&mut fields, &model, &["max_completion_tokens", "max_tokens"])?;
     let logprobs = fields.bool("logprobs")?.unwrap_or(false);
@@ -65,7 +68,7 @@ pub async fn post(
     let shape = asked.shape(&model, &[]);
     let prompt =
         Prompt { tokens: tokens.into(), max_tokens: asked.max_tokens.unwrap_or(u32::MAX), logprobs: None };
-    let answers = Answers::submit(&model, &asked, &shape, &id.0, vec![prompt], "messages")?;
+    let answers = Answers::submit(&model, &asked, &shape, &id.0, vec![prompt], "messages", models.meter())?;
     let writer = Writer {
         id: format!("chatcmpl-{}", id.0),
         created: now(),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
@@ -13,8 +13,9 @@ use super::asked::{Asked, MOST_CHOICES, MOST_LOGPROBS, model};
 use super::error::ApiError;
 use super::fields::{Fields, integer, wrong};
 use super::sse;
+use crate::access::Permitted;
 use crate::engine::request::Logprobs;
-use crate::served::{Model, Models, Served};
+use crate::served::{Model, Served};
 use crate::server::RequestId;
 use crate::text::Text;
 use crate::text::generation::{Drawn, End, Output};
@@ -26,14 +27,16 @@ const MOST_PROMPTS: usize = 64;
 const MOST_ECHOED: usize = 1 << 20;
 
 pub async fn post(
-    State(models): State<Models>,
+    models: Permitted,
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let mut fields = super::body(request).await?;
     let model = match model(&mut fields, &models)? {
         Model::Local(model) => model,
-        Model::Upstream(model) => return model.forward(&id.0, "/completions", fields.rest()).await,
+        Model::Upstream(model) => {
+            return model.forward(&id.0, "/completions", fields.rest(), models.meter()).await;
+        }
     };
     let mut asked = Asked::read(&mut fields, &model, &["max_tokens"])?;
     let echo = fields.bool("echo")?.unwrap_or(false);
@@ -96,7 +99,7 @@ pub async fn post(
             return Err(ApiError::invalid("logprobs", message));
         }
     }
-    let answers = Answers::submit(&model, &asked, &shape, &id.0, prompts, "prompt")?;
+    let answers = Answers::submit(&model, &asked, &shape, &id.0, prompts, "prompt", models.meter())?;
     let writer = Writer {
         id: format!("cmpl-{}", id.0),
         created: now(),
@@ -113,8 +116,9 @@ pub async fn post(
     }
 }
 
-fn no_fim(model: &Served, models: &Models) -> ApiError {
-    let able: Vec<&str> = models.iter().filter(|m| m.text.fim.is_some()).map(|m| m.name.as_str()).collect();
+fn no_fim(model: &Served, models: &Permitted) -> ApiError {
+    let able = models.all().filter(|model| matches!(model, Model::Local(_)) && model.fills());
+    let able: Vec<String> = able.map(|model| model.name().to_owned()).collect();
     let instead = match able.is_empty() {
         true => "Leave `suffix` out.".to_owned(),
         false => format!("Leave `suffix` out, or use one that can: {}.", able.join(", ")),

@@ -1,21 +1,20 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`: what can be asked, and what it can do.
 
-use axum::extract::{Path, State};
+use axum::extract::Path;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use crate::served::{Model, Models};
+use crate::access::Permitted;
+use crate::served::Model;
 
-pub async fn list(State(models): State<Models>) -> Response {
+pub async fn list(models: Permitted) -> Response {
     let data: Vec<Value> = models.all().map(|m| object(&m)).collect();
     axum::Json(json!({"object": "list", "data": data})).into_response()
 }
 
-pub async fn get(State(models): State<Models>, Path(name): Path<String>) -> Result<Response, ApiError> {
-    let shown: String = name.chars().take(100).collect();
-    let model = models.get(&name).ok_or_else(|| ApiError::no_such_model(&shown, &models.names()))?;
-    Ok(axum::Json(object(&model)).into_response())
+pub async fn get(models: Permitted, Path(name): Path<String>) -> Result<Response, ApiError> {
+    Ok(axum::Json(object(&models.get(&name)?)).into_response())
 }
 
 fn object(model: &Model) -> Value {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
@@ -10,10 +10,11 @@ use super::asked::model;
 use super::completions::token_list;
 use super::error::ApiError;
 use super::fields::{Fields, wrong};
-use crate::served::{Model, Models, Served};
+use crate::access::Permitted;
+use crate::served::{Model, Served};
 
 /// The model that a request names, if its tokenizer is here.
-fn local(fields: &mut Fields, models: &Models) -> Result<Arc<Served>, ApiError> {
+fn local(fields: &mut Fields, models: &Permitted) -> Result<Arc<Served>, ApiError> {
     match model(fields, models)? {
         Model::Local(model) => Ok(model),
         Model::Upstream(model) => {
@@ -27,7 +28,7 @@ fn local(fields: &mut Fields, models: &Models) -> Result<Arc<Served>, ApiError> 
 }
 
 /// The text is users' text: control tokens are only those that the server itself puts around it.
-pub async fn tokenize(State(models): State<Models>, request: Request) -> Result<Response, ApiError> {
+pub async fn tokenize(models: Permitted, request: Request) -> Result<Response, ApiError> {
     let mut fields = super::body(request).await?;
     let model = local(&mut fields, &models)?;
     let prompt = fields
@@ -45,7 +46,7 @@ pub async fn tokenize(State(models): State<Models>, request: Request) -> Result<
     Ok(axum::Json(answer).into_response())
 }
 
-pub async fn detokenize(State(models): State<Models>, request: Request) -> Result<Response, ApiError> {
+pub async fn detokenize(models: Permitted, request: Request) -> Result<Response, ApiError> {
     let mut fields = super::body(request).await?;
     let model = local(&mut fields, &models)?;
     let tokens = match fields.take("tokens") {

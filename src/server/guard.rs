@@ -8,32 +8,16 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use subtle::ConstantTimeEq;
 
 use super::Shared;
+use super::accept::Peer;
+use super::body::With;
+use crate::access::permitted::Held;
+use crate::access::{Class, Full, Permit, Refusal};
 use crate::duo::error::DuoError;
 use crate::duo::identity::claims::Claims;
+use crate::duo::identity::{Caller, Issuer};
 use crate::openai::error::ApiError;
-
-/// The key of the API. It is never printed and never compared with `==`.
-pub struct ApiKey(String);
-
-impl std::fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ApiKey")
-    }
-}
-
-impl ApiKey {
-    pub fn new(key: String) -> Self {
-        Self(key)
-    }
-
-    /// In a time that depends on lengths only.
-    fn is(&self, given: &str) -> bool {
-        self.0.as_bytes().ct_eq(given.as_bytes()).into()
-    }
-}
 
 /// What a route asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,23 +33,14 @@ pub enum Access {
     GitLab,
 }
 
-/// What a request brought.
-enum Credential {
-    None,
-    Wrong,
-    Right,
-}
-
-fn credential(key: &ApiKey, headers: &HeaderMap) -> Credential {
+/// The key that a request brought. What is there and cannot be read is a wrong one.
+fn key(headers: &HeaderMap) -> Option<&str> {
     let given = match (headers.get(header::AUTHORIZATION), headers.get("x-api-key")) {
-        (None, None) => return Credential::None,
+        (None, None) => return None,
         (Some(value), _) => value.to_str().ok().and_then(bearer),
         (None, Some(value)) => value.to_str().ok(),
     };
-    match given.is_some_and(|given| key.is(given)) {
-        true => Credential::Right,
-        false => Credential::Wrong,
-    }
+    Some(given.unwrap_or_default())
 }
 
 fn bearer(value: &str) -> Option<&str> {
@@ -76,17 +51,15 @@ fn bearer(value: &str) -> Option<&str> {
 /// Makes a browser ask for a name, which does not matter, and for the key.
 const ASK: HeaderValue = HeaderValue::from_static("Basic realm=\"hearth: the API key is the password\"");
 
-fn page_credential(key: &ApiKey, headers: &HeaderMap) -> Credential {
+/// The same where a browser may have brought it.
+fn page_key(headers: &HeaderMap) -> Option<String> {
     let basic = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| {
         let (scheme, given) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("basic").then_some(given.trim())
     });
-    let Some(basic) = basic else { return credential(key, headers) };
+    let Some(basic) = basic else { return key(headers).map(str::to_owned) };
     let decoded = BASE64.decode(basic).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    match decoded.as_deref().and_then(|pair| pair.split_once(':')).is_some_and(|(_, given)| key.is(given)) {
-        true => Credential::Right,
-        false => Credential::Wrong,
-    }
+    Some(decoded.as_deref().and_then(|pair| pair.split_once(':')).map_or("", |(_, key)| key).to_owned())
 }
 
 /// Who issued the token, for the line in the log: of two that GitLab may send, the customers portal's and its own.
@@ -105,30 +78,39 @@ pub async fn check(
     mut request: Request,
     next: Next,
 ) -> Response {
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
     match access {
         Access::Open => next.run(request).await,
-        Access::Key => match credential(&shared.key, request.headers()) {
-            Credential::Right => next.run(request).await,
-            Credential::Wrong => ApiError::wrong_key().into_response(),
-            Credential::None => ApiError::no_key().into_response(),
-        },
-        Access::Page => match page_credential(&shared.key, request.headers()) {
-            Credential::Right => next.run(request).await,
-            refused => {
-                let error = match refused {
-                    Credential::Wrong => ApiError::wrong_key(),
-                    _ => ApiError::no_key(),
-                };
-                let mut response = error.into_response();
-                response.headers_mut().insert(header::WWW_AUTHENTICATE, ASK);
-                response
+        Access::Key | Access::Page => {
+            let given = match access {
+                Access::Page => page_key(request.headers()),
+                _ => key(request.headers()).map(str::to_owned),
+            };
+            match shared.access.admit(given.as_deref(), peer, Class::OpenAi) {
+                Ok(pass) => {
+                    request.extensions_mut().insert(Held::from(&pass));
+                    // The answer's last byte ends what counts as running.
+                    next.run(request).await.map(|body| With::body(body, pass))
+                }
+                Err(refusal) => {
+                    let ask = access == Access::Page && refusal.unauthorized();
+                    let mut response = ApiError::from(refusal).into_response();
+                    if ask {
+                        response.headers_mut().insert(header::WWW_AUTHENTICATE, ASK);
+                    }
+                    response
+                }
             }
-        },
+        }
         Access::GitLab => match shared.duo.identity.check(request.headers()).await {
             Ok(caller) => {
+                let permit = match user(&shared, &caller) {
+                    Ok(permit) => permit,
+                    Err(full) => return limited(full).into_response(),
+                };
                 let issuer = TokenIssuer(caller.claims.clone());
                 request.extensions_mut().insert(caller);
-                let mut response = next.run(request).await;
+                let mut response = next.run(request).await.map(|body| With::body(body, permit));
                 response.extensions_mut().insert(issuer);
                 response
             }
@@ -137,11 +119,50 @@ pub async fn check(
     }
 }
 
+/// A place for the user of a request. A user is known by a token, or by GitLab's word in a request with GitLab's token; who
+/// proved nothing has no limits of its own, only the server's.
+fn user(shared: &Shared, caller: &Caller) -> Result<Option<Permit>, Full> {
+    match caller.issuer {
+        Issuer::Bypass => Ok(None),
+        _ if caller.user.is_empty() => Ok(None),
+        _ => shared.access.admit_user(&caller.user),
+    }
+}
+
+/// A GitLab user's limit, in the contract's words; the log has the limit.
+fn limited(full: Full) -> DuoError {
+    let (reason, retry_after) = match full {
+        Full::Requests { limit, retry_after } => {
+            (format!("the user's {limit} requests a minute are used up (limits.user_requests)"), retry_after)
+        }
+        Full::Concurrent { limit } => {
+            (format!("{limit} requests of the user run (limits.user_concurrent)"), 1)
+        }
+        Full::Tokens { limit, retry_after } => {
+            (format!("the user's {limit} tokens a minute are used up"), retry_after)
+        }
+    };
+    let mut error = DuoError::crowded(&reason);
+    error.retry_after = Some(retry_after);
+    error
+}
+
 /// What is not in the table: without a credential a request does not learn that.
 pub async fn elsewhere(shared: Shared, known: Arc<[(&str, Access)]>, request: Request) -> Response {
     let (request, _) = request.into_parts();
     let path = request.uri.path();
-    if matches!(credential(&shared.key, &request.headers), Credential::Right) {
+    let peer = request.extensions.get::<Peer>().map(|peer| peer.0);
+    // GitLab's tokens come in the same header. They are no keys, and no wrong ones.
+    let gitlab = request.headers.contains_key("x-gitlab-authentication-type");
+    let holder = match key(&request.headers).filter(|_| !gitlab) {
+        None => None,
+        given => match shared.access.recognise(given, peer) {
+            Ok(holder) => Some(holder),
+            Err(refusal @ Refusal::Stranger { .. }) => return ApiError::from(refusal).into_response(),
+            Err(_) => None,
+        },
+    };
+    if holder.is_some() {
         let path: String = path.chars().take(100).collect();
         let known: Vec<&str> = known.iter().map(|(path, _)| *path).collect();
         return ApiError::no_such_path(request.method.as_str(), &path, &known).into_response();

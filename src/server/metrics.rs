@@ -72,7 +72,7 @@ impl Metrics {
     }
 
     fn registry(&self, shared: &Shared) -> Registry {
-        let Shared { models, health, duo, .. } = shared.clone();
+        let Shared { models, health, duo, access, .. } = shared.clone();
         let mut all = Registry::default();
         let help = "From a request's headers to the end of its answer";
         all.register("http_request_duration_seconds", help, self.handlers.clone());
@@ -81,6 +81,7 @@ impl Metrics {
         registry.register("requests", "Answers sent, by route and status", self.requests.clone());
         let help = "From a request's headers to the end of its answer, in seconds";
         registry.register("request_seconds", help, self.seconds.clone());
+        access.register(registry);
         registry.register_collector(Box::new(Engines { models, health, duo }));
         all
     }

@@ -21,9 +21,9 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
+use crate::access::Access;
 use crate::duo::Gateway;
 use crate::served::Models;
-pub use guard::ApiKey;
 pub use health::Health;
 pub use metrics::Metrics;
 pub use track::RequestId;
@@ -60,7 +60,7 @@ impl Default for Limits {
 #[derive(Clone)]
 pub struct Shared {
     pub models: Models,
-    pub key: Arc<ApiKey>,
+    pub access: Arc<Access>,
     pub health: Arc<Health>,
     pub metrics: Metrics,
     pub duo: Arc<Gateway>,
@@ -69,12 +69,6 @@ pub struct Shared {
 impl axum::extract::FromRef<Shared> for Arc<Gateway> {
     fn from_ref(shared: &Shared) -> Self {
         shared.duo.clone()
-    }
-}
-
-impl axum::extract::FromRef<Shared> for Models {
-    fn from_ref(shared: &Shared) -> Self {
-        shared.models.clone()
     }
 }
 

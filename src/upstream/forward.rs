@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::Model;
 use super::events::Events;
 use super::line::Line;
+use crate::access::Meter;
 use crate::openai::error::ApiError;
 use crate::served::ask::Failure;
 
@@ -24,9 +25,13 @@ impl Model {
         id: &str,
         path: &str,
         mut fields: Map<String, Value>,
+        meter: &Meter,
     ) -> Result<Response, ApiError> {
         fields.insert("model".to_owned(), Value::String(self.remote.clone()));
-        let body = Bytes::from(Value::Object(fields).to_string());
+        let body = Value::Object(fields).to_string();
+        // The tokenizer is over there, and an answer may not say what it took: tokens are estimated.
+        let asked = u64::from(self.count(&body));
+        let body = Bytes::from(body);
         let mut line = self.upstream.open(id, path, body, None).await.map_err(failed)?;
         let status = line.status();
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
@@ -43,9 +48,13 @@ impl Model {
                 while let Some(piece) = line.piece().await.map_err(failed)? {
                     body.extend_from_slice(&piece);
                 }
+                meter.tokens(tokens(&body, asked));
                 body.into_response()
             }
         };
+        if line.streams() {
+            meter.tokens(asked);
+        }
         *response.status_mut() = status;
         for name in [header::CONTENT_TYPE, header::RETRY_AFTER] {
             match line.header(name.clone()) {
@@ -57,10 +66,17 @@ impl Model {
             response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
             // nginx holds streams back unless told otherwise.
             response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
-            *response.body_mut() = events(line);
+            *response.body_mut() = events(line, meter.clone());
         }
         Ok(response)
     }
+}
+
+/// What an answer says that it took, or what it looks like.
+fn tokens(body: &[u8], asked: u64) -> u64 {
+    let said = serde_json::from_slice::<Value>(body).ok();
+    let said = said.as_ref().and_then(|body| body["usage"]["total_tokens"].as_u64());
+    said.unwrap_or_else(|| asked + body.len() as u64 / 3)
 }
 
 fn failed(failure: Failure) -> ApiError {
@@ -74,10 +90,12 @@ struct Passing {
     /// Bytes of an event that has not ended.
     held: Vec<u8>,
     done: bool,
+    /// An event is about a token.
+    meter: Meter,
 }
 
-fn events(line: Line) -> Body {
-    let passing = Passing { line, events: Events::default(), held: Vec::new(), done: false };
+fn events(line: Line, meter: Meter) -> Body {
+    let passing = Passing { line, events: Events::default(), held: Vec::new(), done: false, meter };
     Body::from_stream(stream::unfold(Some(passing), |passing| async move {
         let mut passing = passing?;
         match passing.next().await {
@@ -104,6 +122,7 @@ impl Passing {
             self.held.extend_from_slice(&bytes);
             self.events.push(&bytes).map_err(|e| self.line.broken(format!("sent {e}")))?;
             while let Some(event) = self.events.next() {
+                self.meter.tokens(1);
                 self.done |= event.trim() == "[DONE]";
             }
             if let Some(end) = whole(&self.held[looked_at..]) {

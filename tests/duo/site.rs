@@ -11,6 +11,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use hearth::access::{Access, FirstKey};
+use hearth::config::Origin;
+use hearth::config::state::Secret;
 use hearth::duo::Gateway;
 use hearth::duo::choice::Defaults;
 use hearth::duo::identity::own::{OwnKey, OwnKeys};
@@ -22,7 +25,7 @@ use hearth::engine::replicas::Replicas;
 use hearth::engine::scripted::{Controls, Scripted};
 use hearth::served::family::Family;
 use hearth::served::{Models, Served};
-use hearth::server::{self, ApiKey, Health, Limits, Metrics, Server, Shared};
+use hearth::server::{self, Health, Limits, Metrics, Server, Shared};
 use hearth::text::{Text, TextFiles};
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -157,7 +160,9 @@ impl Site {
         let shared = Shared {
             models: gateway.models.clone(),
             duo: Arc::new(gateway),
-            key: Arc::new(ApiKey::new(KEY.into())),
+            access: Arc::new(Access::single(FirstKey::chosen(
+                Secret::checked(KEY, &Origin::Default).unwrap(),
+            ))),
             health: Arc::new(Health::default()),
             metrics,
         };

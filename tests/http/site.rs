@@ -9,6 +9,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use hearth::access::{Access, FirstKey};
+use hearth::config::Origin;
+use hearth::config::state::Secret;
 use hearth::duo::Gateway;
 use hearth::duo::choice::Defaults;
 use hearth::duo::identity::{Identity, Rules};
@@ -19,7 +22,7 @@ use hearth::engine::replicas::Replicas;
 use hearth::engine::scripted::{Controls, Scripted};
 use hearth::served::family::Family;
 use hearth::served::{Models, Served};
-use hearth::server::{self, ApiKey, Health, Limits, Metrics, Server, Shared};
+use hearth::server::{self, Health, Limits, Metrics, Server, Shared};
 use hearth::text::{Text, TextFiles};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -45,6 +48,13 @@ pub struct Site {
 pub struct Options {
     pub limits: Limits,
     pub config: Config,
+    /// Who may call; without it one key that opens everything, [`KEY`].
+    pub access: Option<Arc<Access>>,
+}
+
+/// [`KEY`] as the first key.
+pub fn first() -> FirstKey {
+    FirstKey::chosen(Secret::checked(KEY, &Origin::Default).unwrap())
 }
 
 fn root() -> &'static Path {
@@ -71,7 +81,7 @@ fn model(name: &str, files: &Path, vocab: u32, config: Config) -> (Served, Contr
     let engine = Engine::start(Box::new(executor), config).unwrap();
     let served = Served {
         name: name.into(),
-        aliases: Vec::new(),
+        aliases: vec![format!("{name}-alias")],
         family: Family::General,
         text,
         engine: engine.into(),
@@ -105,7 +115,7 @@ impl Site {
                 patience: Duration::from_secs(60),
             }),
             models,
-            key: Arc::new(ApiKey::new(KEY.into())),
+            access: options.access.unwrap_or_else(|| Arc::new(Access::single(first()))),
             health: Arc::new(Health::default()),
             metrics,
         };

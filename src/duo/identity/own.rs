@@ -187,23 +187,29 @@ fn of_file(directory: &Path, file: Kept, text: &str) -> Result<OwnKey, ConfigErr
 }
 
 /// Makes a new signing key in the state directory; the one there becomes the previous one. A crash in the middle
-/// leaves no signing key, and the next start makes one.
-pub fn rotate(directory: &Path) -> Result<(), ConfigError> {
-    replace(directory, false)
+/// leaves no signing key, and the next start makes one. `record` is asked when nothing is in the way any more, and can
+/// still refuse.
+pub fn rotate(directory: &Path, record: impl FnOnce() -> Result<(), ConfigError>) -> Result<(), ConfigError> {
+    replace(directory, false, record)
 }
 
 /// Makes a new signing key in the state directory and forgets those before: for a key that others may have seen.
-pub fn revoke(directory: &Path) -> Result<(), ConfigError> {
-    replace(directory, true)
+pub fn revoke(directory: &Path, record: impl FnOnce() -> Result<(), ConfigError>) -> Result<(), ConfigError> {
+    replace(directory, true, record)
 }
 
-fn replace(directory: &Path, forget: bool) -> Result<(), ConfigError> {
+fn replace(
+    directory: &Path,
+    forget: bool,
+    record: impl FnOnce() -> Result<(), ConfigError>,
+) -> Result<(), ConfigError> {
     let owner = owner(directory)?;
     // A first key, so that there is one to keep and a directory to keep it in.
     let (old, _) = SIGNING.get_or_make(directory, OwnKey::generate)?;
     if !forget {
         of_file(directory, SIGNING, &old)?;
     }
+    record()?;
     let (signing, validation) = (SIGNING.path(directory), VALIDATION.path(directory));
     // Its end is counted from now on, not from when it was made.
     let dated =
@@ -231,7 +237,8 @@ fn owner(directory: &Path) -> Result<Option<u32>, ConfigError> {
         (Some((_, owner)), Some(0)) => Ok(Some(owner)),
         (Some((path, owner)), Some(user)) if path == key => {
             let what = format!("{} belongs to user {owner}, and this is user {user}", SIGNING.what);
-            let fix = format!("run it as that user: sudo -u '#{owner}' hearth keys rotate, or as root");
+            let fix =
+                format!("run it as that user: sudo -u '#{owner}' hearth keys rotate --signing, or as root");
             Err(ConfigError::new(&Origin::File(path.to_owned()), what, fix))
         }
         // Of a directory that several users may write to, nobody's keys are there yet.
