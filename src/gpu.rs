@@ -1,4 +1,4 @@
-//! The GPU of this host, if there is one that this build serves.
+//! The GPUs of this host, if there are any that this build serves.
 
 use hearth_kernels::cuda::driver::Device;
 #[cfg(not(feature = "cuda"))]
@@ -20,20 +20,28 @@ impl From<hearth_kernels::cuda::find::Absent> for NoGpu {
     }
 }
 
-/// Opens it.
+/// Opens all of them; at least one.
 #[cfg(feature = "cuda")]
-pub fn open() -> Result<Device, NoGpu> {
-    Ok(std::sync::Arc::new(hearth_kernels::cuda::gpu::Gpu::open(0)?))
+pub fn open() -> Result<Vec<Device>, NoGpu> {
+    use hearth_kernels::cuda::{find, gpu::Gpu};
+
+    let open = |ordinal| Ok(std::sync::Arc::new(Gpu::open(ordinal)?) as Device);
+    (0..find::count()?).map(open).collect()
 }
 
-/// What it says of itself. Takes no memory of it that matters.
+/// What each says of itself. Takes no memory of them that matters.
 #[cfg(feature = "cuda")]
-pub fn look() -> Result<String, NoGpu> {
+pub fn look() -> Result<Vec<String>, NoGpu> {
+    (0..hearth_kernels::cuda::find::count()?).map(look_at).collect()
+}
+
+#[cfg(feature = "cuda")]
+fn look_at(ordinal: usize) -> Result<String, NoGpu> {
     use hearth_kernels::cuda::find::{context, facts};
 
     let unreadable =
         |error: &dyn std::fmt::Display| NoGpu { reason: error.to_string(), is_an_obstacle: true };
-    let facts = facts(&context(0)?).map_err(|error| unreadable(&error))?;
+    let facts = facts(&context(ordinal)?).map_err(|error| unreadable(&error))?;
     let gib = |bytes: usize| bytes as f64 / f64::from(1u32 << 30);
     Ok(format!(
         "{}, {:.1} of {:.1} GiB free, the driver knows CUDA {}.{}",
@@ -46,7 +54,7 @@ pub fn look() -> Result<String, NoGpu> {
 }
 
 #[cfg(not(feature = "cuda"))]
-pub fn open() -> Result<Device, NoGpu> {
+pub fn open() -> Result<Vec<Device>, NoGpu> {
     let reason = match Presence::now().is_here() {
         true => "this host has an NVIDIA GPU, and this build of hearth was made without CUDA",
         false => "this host has no NVIDIA GPU, and this build of hearth was made without CUDA",
@@ -56,6 +64,6 @@ pub fn open() -> Result<Device, NoGpu> {
 }
 
 #[cfg(not(feature = "cuda"))]
-pub fn look() -> Result<String, NoGpu> {
-    open().map(|device| device.name().to_owned())
+pub fn look() -> Result<Vec<String>, NoGpu> {
+    open().map(|devices| devices.iter().map(|device| device.name().to_owned()).collect())
 }

@@ -1,6 +1,8 @@
 //! Several replicas of one model, each on a device of its own: the scripted executor stands in for the devices, and the
 //! test says when each of them steps.
 
+mod served;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +11,9 @@ use hearth::engine::handle::{Config, Engine, Inline, Tokens};
 use hearth::engine::replicas::Replicas;
 use hearth::engine::request::{Event, Refused, Request};
 use hearth::engine::scripted::Scripted;
+use serde_json::json;
+
+use served::Served;
 
 const CAPACITY: Capacity =
     Capacity { blocks: 256, block_size: 16, rows: 64, logits: 8, context: 1024, vocab: 1000 };
@@ -194,4 +199,25 @@ fn engines_with_threads_of_their_own_serve_a_crowd_to_the_end() {
     assert_eq!(served.iter().sum::<u64>(), 1600);
     assert!(served.iter().all(|tokens| *tokens > 0), "{served:?}");
     model.stop(Duration::from_secs(3600)).into_iter().for_each(|stopped| stopped.wait());
+}
+
+#[test]
+fn the_server_divides_its_work_among_the_replicas_that_the_settings_ask_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("hearth.toml");
+    let model = "[[model]]\nname = \"ember-demo\"\ncontext = 512\nkv = \"4MiB\"\nreplicas = 3\n";
+    std::fs::write(&file, model).unwrap();
+    let served = Served::start(&["--config", file.to_str().unwrap()]);
+    let body = json!({"model": "ember-demo", "prompt": "def add(a, b):", "max_tokens": 24, "temperature": 0});
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..6).map(|_| scope.spawn(|| served.post("/v1/completions", &body))).collect();
+        asking.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    for (status, answer) in &answers {
+        assert_eq!(*status, 200, "{answer}");
+        assert_eq!(answer["choices"], answers[0].1["choices"]);
+    }
+    // Four MiB of keys and values three times.
+    let one = Served::start(&["--context", "512", "--kv", "4MiB"]);
+    assert_eq!(served.metric("hearth_blocks{"), 3.0 * one.metric("hearth_blocks{"));
 }

@@ -66,6 +66,7 @@ pub fn run(verb: Verb, common: &Common) -> Result<(), CliError> {
         writeln!(out, "quantize = {:?}", model.quantize.as_deref().unwrap_or("none"))?;
         writeln!(out, "context = {}", model.context)?;
         writeln!(out, "kv = {}", model.kv)?;
+        writeln!(out, "replicas = {}", model.replicas)?;
     }
     for upstream in &settings.upstreams {
         show_upstream(&mut out, upstream, origin)?;

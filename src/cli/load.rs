@@ -10,20 +10,19 @@ use hearth_kernels::{Context, Quantize};
 use hearth_models::checkpoint::Checkpoint;
 use hearth_models::decoder::{Decoder, Options};
 use hearth_models::device;
-use hearth_models::host::Available;
 use hearth_models::memory::{Memory, fit};
 
-use super::device::Place;
+use super::device::{Place, Spot, spread};
 use super::terminal::Progress;
 use super::{CliError, Common, Exit};
 use crate::config::entries::name_of;
 use crate::config::keys::size as parse_size;
 use crate::config::{Layers, ModelEntry, Origin, Settings, UpstreamEntry};
-use crate::engine::arbiter::Arbiter;
 use crate::engine::device::OnDevice;
 use crate::engine::executor::Executor;
 use crate::engine::handle::{Config, Engine};
 use crate::engine::local::Local;
+use crate::engine::replicas::Replicas;
 use crate::nearest::nearest;
 use crate::openai::answers::now;
 use crate::served::Served;
@@ -119,6 +118,7 @@ fn built_in(name: &str) -> ModelEntry {
         family: None,
         context: 0,
         kv: 0,
+        replicas: 0,
         origin: Origin::Default,
     }
 }
@@ -156,21 +156,32 @@ pub fn all(settings: &Settings) -> Result<Vec<Served>, CliError> {
     if settings.models.is_empty() {
         return Ok(Vec::new());
     }
-    let place = Place::choose(settings)?;
-    let available = available(&place)?;
-    let share = available.bytes / settings.models.len().max(1) as u64;
-    let opened = settings
-        .models
-        .iter()
-        .map(|entry| Opened::new(entry, settings, share, &place))
-        .collect::<Result<Vec<_>, _>>()?;
-    for model in &opened {
-        eprintln!("{}\n{}", model.entry.name, model.memory);
+    let spots = Spot::all(settings)?;
+    let spread = spread(&settings.models, &spots)?;
+    let on = |spot: usize| spread.iter().flatten().filter(|s| **s == spot).count() as u64;
+    let mut opened = Vec::new();
+    for (entry, at) in settings.models.iter().zip(&spread) {
+        // Replicas are alike, so the one with the least room decides.
+        let share = at.iter().map(|spot| spots[*spot].available.bytes / on(*spot)).min();
+        let share = share.expect("bug: a model without a replica");
+        opened.push(Opened::new(entry, settings, share, &spots[at[0]].place)?);
     }
-    let needs: Vec<(&str, &Memory)> = opened.iter().map(|m| (m.entry.name.as_str(), &m.memory)).collect();
-    fit(&needs, &available).map_err(|e| CliError::new(Exit::Memory, e.to_string()))?;
-    let arbiter = Arc::new(Arbiter::default());
-    opened.into_iter().map(|model| model.start(settings, &place, &arbiter)).collect()
+    for (model, at) in opened.iter().zip(&spread) {
+        let replicas = if at.len() > 1 { format!(", {} replicas, each", at.len()) } else { String::new() };
+        eprintln!("{}{replicas}\n{}", model.entry.name, model.memory);
+    }
+    for (index, spot) in spots.iter().enumerate() {
+        let here = opened.iter().zip(&spread).flat_map(|(model, at)| {
+            at.iter().filter(|spot| **spot == index).map(|_| (model.entry.name.as_str(), &model.memory))
+        });
+        fit(&here.collect::<Vec<_>>(), &spot.available)
+            .map_err(|e| CliError::new(Exit::Memory, e.to_string()))?;
+    }
+    opened
+        .into_iter()
+        .zip(&spread)
+        .map(|(model, at)| model.start(settings, at.iter().map(|spot| &spots[*spot])))
+        .collect()
 }
 
 /// The models of the upstreams. No connection is made.
@@ -222,21 +233,6 @@ pub fn single(flags: &ModelFlags, common: &Common) -> Result<Served, CliError> {
     settings.models.truncate(1);
     settings.sequences = 1;
     all(&settings)?.pop().ok_or_else(|| CliError::new(Exit::Model, "no model is configured"))
-}
-
-/// Memory that models may take where they are computed.
-fn available(place: &Place) -> Result<Available, CliError> {
-    match place {
-        Place::Processor(_) => Available::now().ok_or_else(|| {
-            CliError::new(Exit::Failed, "how much memory there is cannot be read from /proc/meminfo")
-        }),
-        Place::Gpu(device) => {
-            let (free, _) = device.memory().map_err(|e| CliError::new(Exit::Device, e.to_string()))?;
-            // The rest is the driver's: it takes some for each module and captured step.
-            let bytes = (free - free / 32) as u64;
-            Ok(Available { bytes, limit: format!("free memory of {}", device.name()) })
-        }
-    }
 }
 
 /// The processor's cores, as many as the settings allow.
@@ -346,11 +342,50 @@ impl<'a> Opened<'a> {
         Ok(Self { entry, checkpoint, text, options, memory, notice })
     }
 
-    fn start(self, settings: &Settings, place: &Place, arbiter: &Arc<Arbiter>) -> Result<Served, CliError> {
-        let name = self.entry.name.clone();
+    /// Reads the weights for every replica and starts its engine.
+    fn start<'s>(
+        self,
+        settings: &Settings,
+        spots: impl ExactSizeIterator<Item = &'s Spot>,
+    ) -> Result<Served, CliError> {
+        let several = spots.len() > 1;
+        let mut engines = Vec::with_capacity(spots.len());
+        for (number, spot) in spots.enumerate() {
+            let name =
+                if several { format!("{} {number}", self.entry.name) } else { self.entry.name.clone() };
+            let config = Config {
+                // Linux cuts thread names at 15 bytes.
+                name: name.chars().take(15).collect(),
+                sequences: settings.sequences,
+                queue_requests: settings.queue_requests,
+                queue_tokens: settings.queue_tokens,
+                prefix_cache: settings.prefix_cache,
+                arbiter: Some(spot.arbiter.clone()),
+                ..Config::default()
+            };
+            let engine = Engine::start(self.executor(&name, &spot.place)?, config).map_err(|e| {
+                CliError::new(Exit::Failed, format!("the engine's thread cannot be started: {e}"))
+            })?;
+            engines.push(engine);
+        }
+        let own = || Family::of(self.checkpoint.spec().family, &self.text, self.entry.path.is_none());
+        let family = self.entry.family.unwrap_or_else(own);
+        Ok(Served {
+            name: self.entry.name.clone(),
+            aliases: self.entry.aliases.clone(),
+            family,
+            text: Arc::new(self.text),
+            engine: Replicas::new(engines),
+            created: now(),
+            notice: self.notice,
+        })
+    }
+
+    /// The weights, where they are computed with.
+    fn executor(&self, name: &str, place: &Place) -> Result<Box<dyn Executor>, CliError> {
         let bytes = self.checkpoint.bytes();
-        let progress = Progress::new(&name, bytes);
-        let failed = |e: String| CliError::new(Exit::Model, format!("model {name}: {e}"));
+        let progress = Progress::new(name, bytes);
+        let failed = |e: String| CliError::new(Exit::Model, format!("model {}: {e}", self.entry.name));
         let executor: Box<dyn Executor> = match place {
             Place::Processor(context) => {
                 let decoder =
@@ -366,30 +401,7 @@ impl<'a> Opened<'a> {
             }
         };
         progress.done(bytes);
-        let config = Config {
-            // Linux cuts thread names at 15 bytes.
-            name: name.chars().take(15).collect(),
-            sequences: settings.sequences,
-            queue_requests: settings.queue_requests,
-            queue_tokens: settings.queue_tokens,
-            prefix_cache: settings.prefix_cache,
-            arbiter: Some(arbiter.clone()),
-            ..Config::default()
-        };
-        let engine = Engine::start(executor, config).map_err(|e| {
-            CliError::new(Exit::Failed, format!("the engine's thread cannot be started: {e}"))
-        })?;
-        let own = || Family::of(self.checkpoint.spec().family, &self.text, self.entry.path.is_none());
-        let family = self.entry.family.unwrap_or_else(own);
-        Ok(Served {
-            name,
-            aliases: self.entry.aliases.clone(),
-            family,
-            text: Arc::new(self.text),
-            engine: engine.into(),
-            created: now(),
-            notice: self.notice,
-        })
+        Ok(executor)
     }
 }
 

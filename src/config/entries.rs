@@ -28,6 +28,8 @@ pub struct ModelEntry {
     pub context: u32,
     /// Bytes; 0: chosen by the server.
     pub kv: u64,
+    /// 0: one on every GPU, one on the processor.
+    pub replicas: u32,
     pub origin: Origin,
 }
 
@@ -140,6 +142,7 @@ impl ModelEntry {
             family: Family::parse(values.text("family")),
             context: values.number("context"),
             kv: size(values.text("kv")).expect("bug: checked by its row"),
+            replicas: values.number("replicas"),
             origin: origin.clone(),
         })
     }

@@ -195,7 +195,8 @@ pub const MODEL_KEYS: &[Key] = &[
         "whose prompts it takes, as GitLab names it; empty: by its checkpoint",
     ),
     key("context", Kind::Number(0, 1 << 24), "0", "tokens of prompt and answer; 0: the checkpoint's own"),
-    key("kv", Kind::Size, "0", "memory for keys and values; 0: room for a few whole contexts"),
+    key("kv", Kind::Size, "0", "memory for keys and values of a replica; 0: room for a few whole contexts"),
+    key("replicas", Kind::Number(0, 64), "0", "copies of it, each on a GPU of its own; 0: one on every GPU"),
 ];
 
 /// GitLab's names of model families, and none.

@@ -20,7 +20,7 @@ pub fn device(settings: &Settings) -> Finding {
         };
     }
     match gpu::look() {
-        Ok(said) => Finding::ok(CHECK, said),
+        Ok(said) => Finding::ok(CHECK, said.join("; ")),
         Err(none) if none.is_an_obstacle || settings.device == "cuda" => Finding::fails(
             CHECK,
             format!("{}: the server does not start", none.reason),

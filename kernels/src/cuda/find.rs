@@ -39,6 +39,17 @@ pub enum Absent {
 
 /// Opens the context of a device.
 pub fn context(ordinal: usize) -> Result<Arc<CudaContext>, Absent> {
+    let count = count()?;
+    if ordinal >= count {
+        return Err(Absent::Ordinal { ordinal, count });
+    }
+    let opened = catch_unwind(|| CudaContext::new(ordinal));
+    let opened = opened.map_err(|panic| Absent::Unfit { reason: text_of(&*panic) })?;
+    opened.map_err(|error| Absent::Device { ordinal, reason: said(&error) })
+}
+
+/// How many devices this process can use: at least one. `CUDA_VISIBLE_DEVICES` limits them, as everywhere.
+pub fn count() -> Result<usize, Absent> {
     let presence = Presence::now();
     let unusable = || match presence.is_here() {
         true => Absent::Obstacle { reason: presence.obstacle() },
@@ -48,7 +59,7 @@ pub fn context(ordinal: usize) -> Result<Arc<CudaContext>, Absent> {
     if !unsafe { sys::is_culib_present() } {
         return Err(unusable());
     }
-    let opened = catch_unwind(|| -> Result<Arc<CudaContext>, Absent> {
+    let counted = catch_unwind(|| -> Result<usize, Absent> {
         match result::init() {
             Ok(()) => {}
             Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(unusable()),
@@ -62,16 +73,12 @@ pub fn context(ordinal: usize) -> Result<Arc<CudaContext>, Absent> {
             let version = presence.module.clone().unwrap_or_else(|| "of an unknown version".into());
             return Err(Absent::Old { version, cuda });
         }
-        let count = result::device::get_count().map_err(unfit)? as usize;
-        match count {
-            0 => return Err(unusable()),
-            _ if ordinal >= count => return Err(Absent::Ordinal { ordinal, count }),
-            _ => {}
+        match result::device::get_count().map_err(unfit)? {
+            0 => Err(unusable()),
+            count => Ok(count as usize),
         }
-        let context = CudaContext::new(ordinal);
-        context.map_err(|error| Absent::Device { ordinal, reason: said(&error) })
     });
-    opened.unwrap_or_else(|panic| Err(Absent::Unfit { reason: text_of(&*panic) }))
+    counted.unwrap_or_else(|panic| Err(Absent::Unfit { reason: text_of(&*panic) }))
 }
 
 /// The driver's own words for an error, in a line.
