@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# The life of the package in a Debian with systemd and without a network: installed, used, upgraded, downgraded, upgraded
+# with settings that are wrong, removed, installed again, purged. And what can be said of the files: lintian, the manual,
+# the score of the unit.
+#
+#     packaging/test/package.sh NEW.deb [OLD.deb]
+#
+# OLD is the release before; without one NEW is taken under a lower version.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+. "$root/packaging/needs.sh"
+. "$root/packaging/test/box.sh"
+new=$(realpath "$1")
+needs lintian lintian mandoc mandoc systemd-analyze systemd dpkg-deb dpkg
+
+fail() {
+  echo "error: $*" >&2
+  [ -z "${box_pid:-}" ] || inside journalctl -u hearth --no-pager -n 30 >&2 || true
+  exit 1
+}
+says() { # PATTERN COMMAND...: it succeeds, and its output has the pattern
+  local pattern=$1 said
+  shift
+  said=$("$@" 2>&1) || fail "$* failed: $said"
+  grep -qE -- "$pattern" <<<"$said" || fail "$* did not say '$pattern': $said"
+}
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+echo "== files"
+lintian --allow-root --fail-on error,warning "$new"
+echo "lintian: clean"
+dpkg-deb -x "$new" "$scratch/new"
+for page in "$scratch"/new/usr/share/man/man*/*.gz; do
+  zcat "$page" | mandoc -T lint -W error >"$scratch/lint" || fail "$page: $(cat "$scratch/lint")"
+done
+echo "mandoc: $(ls "$scratch"/new/usr/share/man/man*/*.gz | wc -l) pages without an error"
+score() { systemd-analyze security --offline=true --root="$1" --no-pager hearth.service | sed -n 's/.*exposure level for hearth.service: \([0-9.]*\).*/\1/p'; }
+mkdir -p "$scratch/new/etc/systemd/system"
+plain=$(score "$scratch/new")
+mkdir -p "$scratch/new/usr/lib/systemd/system/hearth.service.d"
+cp "$scratch/new/usr/share/hearth/cuda.conf" "$scratch/new/usr/lib/systemd/system/hearth.service.d/50-cuda.conf"
+cuda=$(score "$scratch/new")
+for of in "$plain" "$cuda"; do
+  awk -v of="${of:-10}" 'BEGIN { exit !(of <= 2.0) }' || fail "systemd-analyze security: $plain and $cuda; the limit is 2.0"
+done
+echo "systemd-analyze security: $plain, with an NVIDIA GPU $cuda"
+
+old=${2:-}
+if [ -z "$old" ]; then
+  old=$scratch/old.deb
+  dpkg-deb -R "$new" "$scratch/old"
+  sed -i 's/^Version: .*/Version: 0.0.9-1/' "$scratch/old/DEBIAN/control"
+  dpkg-deb --root-owner-group -b "$scratch/old" "$old" >/dev/null
+fi
+
+trap 'rm -rf "$scratch"; box_close' EXIT
+box_open
+cp "$new" "$box/root/new.deb"
+cp "$old" "$box/root/old.deb"
+install() { inside apt-get install -y --allow-downgrades -o APT::Sandbox::User=root "/root/$1.deb" >"$scratch/apt" 2>&1 || fail "apt-get install $1: $(cat "$scratch/apt")"; }
+version() { inside dpkg-query -Wf '${Version}' hearth; }
+key() { inside cat /var/lib/hearth/key; }
+ask() { inside curl -fsS --retry 20 --retry-connrefused --retry-delay 1 -m 30 -H "Authorization: Bearer $(key)" http://127.0.0.1:5052/v1/models; }
+
+echo "== installed on a host without a network"
+install old
+says '^active' inside systemctl is-active hearth
+says '^enabled' inside systemctl is-enabled hearth
+says ember-demo ask
+says '127.0.0.1:5052' inside ss -ltn
+inside ss -ltnH | awk '{ print $4 }' | grep -vE '^(127\.|\[::1\])' && fail "something listens beyond this host"
+says '^hearth ' inside stat -c '%U %a' /var/lib/hearth
+says '^600 hearth' inside stat -c '%a %U' /var/lib/hearth/key
+says '^640 root hearth' inside stat -c '%a %U %G' /etc/hearth/hearth.toml
+says 'nologin' inside getent passwd hearth
+says 'valid' inside hearth config check
+echo "runs as hearth on loopback, enabled, with a key of its own"
+
+echo "== what an administrator leaves there"
+before=$(key)
+inside bash -c 'printf "\n[engine]\nqueue_requests = 100\n" >>/etc/hearth/hearth.toml
+  printf "[server]\ndrain = 7\n" >/etc/hearth/conf.d/site.toml
+  install -d -o hearth -g hearth /var/lib/hearth/models/mine && echo weights >/var/lib/hearth/models/mine/x && chmod 444 /var/lib/hearth/models/mine/x'
+kept() {
+  [ "$(key)" = "$before" ] || fail "$1: the key is another one"
+  says weights inside cat /var/lib/hearth/models/mine/x
+  says 'drain = 7 .*site.toml' inside hearth config show --origin
+  says 'queue_requests = 100 .*hearth.toml' inside hearth config show --origin
+  says ember-demo ask
+  echo "$1: $(version); key, models and settings are as they were, and it serves"
+}
+inside systemctl restart hearth
+kept "before"
+
+echo "== upgraded and downgraded"
+install new
+kept "N-1 to N"
+install old
+kept "N to N-1"
+pid=$(inside systemctl show -P MainPID hearth)
+inside bash -c 'echo "[server]
+drian = 7" >/etc/hearth/conf.d/wrong.toml'
+install new
+says 'not \(re\)started' cat "$scratch/apt"
+says 'drian' cat "$scratch/apt"
+[ "$(inside systemctl show -P MainPID hearth)" = "$pid" ] || fail "wrong settings: the server that ran was taken down"
+inside rm /etc/hearth/conf.d/wrong.toml
+inside systemctl restart hearth
+kept "N-1 to N with settings that are wrong: said so, the server went on; put right"
+
+echo "== removed, installed again, purged"
+inside apt-get remove -y hearth >/dev/null 2>&1
+inside test ! -e /usr/bin/hearth || fail "remove left the binary"
+says inactive bash -c '! nsenter -t "$0" -m -p -- systemctl is-active hearth' "$box_pid"
+install new
+kept "installed again"
+inside apt-get purge -y hearth >"$scratch/apt" 2>&1 || fail "purge: $(cat "$scratch/apt")"
+left=$(inside find / -xdev \( -path /proc -o -path /sys -o -path /var/log -o -path /root -o -path /var/lib/dpkg -o -path /usr/share/doc \) -prune -o -iname '*hearth*' -print)
+[ -z "$left" ] || fail "purge left $left"
+inside pgrep -x hearth >/dev/null && fail "purge left a process"
+says 0 inside bash -c 'systemctl --failed --no-legend | wc -l'
+echo "purge left nothing"
