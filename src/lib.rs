@@ -14,5 +14,6 @@ pub mod outbound;
 pub mod reload;
 pub mod served;
 pub mod server;
+pub mod supervisor;
 pub mod text;
 pub mod upstream;

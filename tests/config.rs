@@ -70,7 +70,7 @@ fn a_flag_lies_over_everything() {
     let mut layers =
         Layers::load(None, [("HEARTH__SERVER__LISTEN".into(), "127.0.0.1:1".into())].into_iter()).unwrap();
     layers.flag("--listen", "server.listen", "127.0.0.1:2".into()).unwrap();
-    assert_eq!(Settings::of(&layers).unwrap().listen.port(), 2);
+    assert_eq!(Settings::of(&layers).unwrap().listen[0].port(), 2);
     assert_eq!(layers.origin("server.listen").to_string(), "flag --listen");
 }
 

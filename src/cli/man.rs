@@ -156,7 +156,9 @@ fn form(kind: Kind) -> String {
         Kind::Url => "URL".to_owned(),
         Kind::Path => "path".to_owned(),
         Kind::Secret => "secret".to_owned(),
-        Kind::Address | Kind::OptionalAddress => "\"address:port\"".to_owned(),
+        Kind::Addresses => "\"address:port\", or a list of them".to_owned(),
+        Kind::OptionalAddress => "\"address:port\"".to_owned(),
+        Kind::Networks => "list of networks, like \"10.0.0.0/8\"".to_owned(),
         Kind::Text => "text".to_owned(),
     }
 }

@@ -1,18 +1,20 @@
 //! `hearth serve`: the server, from settings to the end of the drain.
 
 use std::io::IsTerminal;
+use std::net::{SocketAddr, TcpListener as Socket};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::load::{self, ModelFlags};
 use super::{CliError, Common, Exit};
 use crate::access::{Access, FirstKey};
 use crate::audit::{Audit, Event, Who};
-use crate::config::{ConfigError, GitLab, Layers, Settings};
+use crate::config::{ConfigError, GitLab, Layers, Origin, Settings, layers};
 use crate::duo::Gateway;
 use crate::duo::choice::Defaults;
 use crate::duo::identity::own::OwnKeys;
@@ -20,13 +22,16 @@ use crate::duo::identity::{Bypass, Identity};
 use crate::duo::search::{Docs, LibraryError};
 use crate::reload::Reload;
 use crate::served::Models;
-use crate::server::{self, Health, Limits, Metrics, Server, Shared};
+use crate::server::listen::{self, Passed};
+use crate::server::tls::{Material, Tls};
+use crate::server::{self, Door, Health, Listener, Metrics, Server, Shared};
+use crate::supervisor;
 
 #[derive(Args, Clone)]
 pub struct Serve {
     #[command(flatten)]
     model: ModelFlags,
-    /// Address of the API [default: 127.0.0.1:5052]
+    /// Addresses of the API, with commas between them [default: 127.0.0.1:5052]
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
     /// Address of the metrics; empty: none [default: 127.0.0.1:8082]
@@ -69,6 +74,8 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
     let settings = Settings::of(&layers)?;
     load::check_names(&settings)?;
     log(&settings);
+    let passed = passed(&settings)?;
+    let tls = settings.front.tls.as_ref().map(Material::read).transpose()?.map(Tls::new);
     let (key, made) = FirstKey::of(&settings)?;
     let access = Arc::new(Access::open(key.clone(), &settings.state_dir, settings.quotas)?);
     let audit = Audit::at(&settings.state_dir);
@@ -84,8 +91,9 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
     runtime.block_on(async {
         tokio::spawn(identity.keep());
         // A port in use is told before minutes of reading, not after.
-        for address in [Some(settings.listen), settings.metrics].into_iter().flatten() {
-            drop(tokio::net::TcpListener::bind(address).await.map_err(|e| port(address, &e))?);
+        let own = settings.listen.iter().filter(|_| passed.api.is_empty());
+        for address in own.copied().chain(settings.metrics.filter(|_| passed.metrics.is_none())) {
+            drop(Listener::bind(address).await.map_err(|e| port(address, &e))?);
         }
         let docs = settings.docs.clone().map(|path| spawn_blocking(move || Docs::read(&path)));
         let models = load::all(&settings)?;
@@ -110,33 +118,39 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
             health: Arc::new(Health::default()),
             metrics,
         };
-        let limits = Limits {
-            connections: settings.connections,
-            headers: settings.header_timeout,
-            body: settings.body_timeout,
-            drain: settings.drain,
-            ..Limits::default()
-        };
         let names = shared.models.names().join(", ");
         let notices: Vec<String> = shared.models.iter().filter_map(|m| m.notice.clone()).collect();
-        if let Some(address) = settings.metrics {
-            let bound = server::metrics::serve(address, &shared).await;
-            let bound = bound.map_err(|e| port(address, &e))?;
-            eprintln!("metrics: http://{bound}/metrics");
+        shared.health.expect_steps_within(settings.front.step);
+        let metrics = Door::new(settings.front.metrics.clone(), None);
+        if let Some(listener) = for_metrics(&settings, passed.metrics).await? {
+            let bound = server::metrics::serve_on(listener, metrics.clone(), &shared);
+            eprintln!("metrics: http://{}/metrics", bound.map_err(unusable)?);
         }
-        let failed = |e: std::io::Error| port(settings.listen, &e);
-        let server = Server::bind(settings.listen, limits, shared).await.map_err(failed)?;
-        let address = server.address().map_err(failed)?;
-        let reload = reload(verb, common).part("keys and limits", {
+        let door = Door::new(settings.front.addresses.clone(), tls);
+        let listeners = for_api(&settings, passed.api).await?;
+        let addresses =
+            listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>().map_err(unusable)?;
+        let server = Server::on(listeners, door.clone(), settings.front.limits, shared.clone());
+        let serving = format!("serving {names}");
+        let reload = reload(verb, common, door, metrics).part("keys and limits", {
             let access = access.clone();
             move |settings: &Settings| access.prepare(settings)
         });
-        tokio::spawn(reload_on_hangup(Arc::new(reload.audited(audit.clone())))?);
+        tokio::spawn(reload_on_hangup(Arc::new(reload.audited(audit.clone())), serving.clone())?);
         tokio::spawn(access.clone().keep());
         let version = env!("CARGO_PKG_VERSION");
-        audit.note(&Who::Server, &Event::Started { version, listen: address.to_string() });
-        greet(&settings, &names, &notices, made.then(|| key.expose()), address);
-        server.serve(stopped()?).await;
+        let listen = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ");
+        audit.note(&Who::Server, &Event::Started { version, listen });
+        greet(&settings, &names, &notices, made.then(|| key.expose()), &addresses);
+        tokio::spawn(supervisor::watchdog(shared));
+        supervisor::ready(&serving);
+        let Stop { first, again } = Stop::caught()?;
+        let limits = settings.front.limits;
+        let first = async {
+            first.await;
+            supervisor::stopping(limits.drain_delay + limits.drain);
+        };
+        server.serve_until(first, again).await;
         access.close();
         audit.note(&Who::Server, &Event::Stopped { version });
         tracing::info!("stopped");
@@ -145,19 +159,47 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
 }
 
 /// What SIGHUP changes. The models stay as they are: they are read at the start.
-fn reload(verb: Serve, common: &Common) -> Reload {
+fn reload(verb: Serve, common: &Common, door: Door, metrics: Door) -> Reload {
     let common = common.clone();
-    Reload::new(Box::new(move || Settings::of(&verb.layers(&common)?)))
+    let read = Box::new(move || Settings::of(&verb.layers(&common)?));
+    let reload = Reload::new(read).part("addresses", {
+        let (api, metrics) = (door.addresses.clone(), metrics.addresses);
+        move |settings| {
+            let (api, metrics) = (api.clone(), metrics.clone());
+            let front = settings.front.clone();
+            Ok(Box::new(move || {
+                api.store(Arc::new(front.addresses));
+                metrics.store(Arc::new(front.metrics));
+            }))
+        }
+    });
+    reload.part("certificates", move |settings| match (&door.tls, &settings.front.tls) {
+        (Some(tls), Some(files)) => {
+            let (tls, material) = (tls.clone(), Material::read(files)?);
+            Ok(Box::new(move || tls.swap(material)))
+        }
+        (None, None) => Ok(Box::new(|| ())),
+        (served, _) => {
+            let (now, word) = if served.is_some() { ("with", "without") } else { ("without", "with") };
+            let what =
+                format!("the settings are {word} server.tls_cert, and the server was started {now} it");
+            let fix = "restart the server to turn TLS on or off";
+            Err(ConfigError::new(&Origin::File(layers::FILE.into()), what, fix))
+        }
+    })
 }
 
 /// Reloads at every SIGHUP, for as long as the process runs.
-fn reload_on_hangup(reload: Arc<Reload>) -> Result<impl Future<Output = ()>, CliError> {
+fn reload_on_hangup(reload: Arc<Reload>, serving: String) -> Result<impl Future<Output = ()>, CliError> {
     let mut hangups = caught(SignalKind::hangup())?;
     Ok(async move {
         while hangups.recv().await.is_some() {
             let reload = reload.clone();
+            supervisor::reloading();
             match spawn_blocking(move || reload.run()).await {
-                Ok(Ok(parts)) => tracing::info!("reloaded: {}", parts.join(", ")),
+                Ok(Ok(parts)) => {
+                    tracing::info!("reloaded: {}; all else changes at a restart", parts.join(", "));
+                }
                 Ok(Err(e)) => {
                     tracing::error!("not reloaded, nothing has changed: {e} ({}); {}", e.origin, e.fix)
                 }
@@ -165,6 +207,7 @@ fn reload_on_hangup(reload: Arc<Reload>) -> Result<impl Future<Output = ()>, Cli
                     tracing::error!("not reloaded: the reload broke; what it had not swapped is as before")
                 }
             }
+            supervisor::ready(&serving);
         }
     })
 }
@@ -186,9 +229,48 @@ fn identity(settings: &Settings) -> Result<Identity, CliError> {
     })
 }
 
-fn port(address: std::net::SocketAddr, error: &std::io::Error) -> CliError {
+fn port(address: SocketAddr, error: &std::io::Error) -> CliError {
     CliError::new(Exit::Port, format!("cannot listen on {address}: {error}"))
         .fix("stop what listens there, or choose another address: --listen, --metrics")
+}
+
+fn unusable(error: std::io::Error) -> CliError {
+    CliError::new(Exit::Port, format!("a socket cannot be used: {error}"))
+}
+
+/// The sockets that systemd passes, if it does. They are as public as the unit makes them.
+fn passed(settings: &Settings) -> Result<Passed, CliError> {
+    let passed = listen::passed().map_err(|e| {
+        let fix = "let the socket unit have ListenStream= with an address and a port, and nothing else";
+        CliError::new(Exit::Port, e.to_string()).fix(fix)
+    })?;
+    let open =
+        passed.api.iter().filter_map(|socket| socket.local_addr().ok()).find(|at| !at.ip().is_loopback());
+    if let Some(address) = open.filter(|_| settings.gitlab.rules.bypass != Bypass::Off) {
+        let what = format!("`gitlab.bypass` is on while systemd passes a socket on {address}");
+        let fix = "whoever reaches that address would be let in: set gitlab.bypass to \"off\"";
+        return Err(CliError::new(Exit::Config, what).fix(fix));
+    }
+    Ok(passed)
+}
+
+async fn for_api(settings: &Settings, passed: Vec<Socket>) -> Result<Vec<Listener>, CliError> {
+    if !passed.is_empty() {
+        return passed.into_iter().map(|socket| listen::adopt(socket).map_err(unusable)).collect();
+    }
+    let mut listeners = Vec::new();
+    for address in &settings.listen {
+        listeners.push(Listener::bind(*address).await.map_err(|e| port(*address, &e))?);
+    }
+    Ok(listeners)
+}
+
+async fn for_metrics(settings: &Settings, passed: Option<Socket>) -> Result<Option<Listener>, CliError> {
+    match (passed, settings.metrics) {
+        (Some(socket), _) => listen::adopt(socket).map(Some).map_err(unusable),
+        (None, Some(address)) => Listener::bind(address).await.map(Some).map_err(|e| port(address, &e)),
+        (None, None) => Ok(None),
+    }
 }
 
 fn documentation(error: LibraryError) -> CliError {
@@ -208,14 +290,10 @@ fn log(settings: &Settings) {
 }
 
 /// What a person at a terminal wants to know. The key is shown once, when it was made, and only to a terminal.
-fn greet(
-    settings: &Settings,
-    names: &str,
-    notices: &[String],
-    key: Option<&str>,
-    address: std::net::SocketAddr,
-) {
-    eprintln!("hearth {} serves {names} at http://{address}", env!("CARGO_PKG_VERSION"));
+fn greet(settings: &Settings, names: &str, notices: &[String], key: Option<&str>, addresses: &[SocketAddr]) {
+    let scheme = if settings.front.tls.is_some() { "https" } else { "http" };
+    let addresses: Vec<String> = addresses.iter().map(|address| format!("{scheme}://{address}")).collect();
+    eprintln!("hearth {} serves {names} at {}", env!("CARGO_PKG_VERSION"), addresses.join(", "));
     for notice in notices {
         eprintln!("  {notice}");
     }
@@ -234,14 +312,29 @@ fn greet(
     }
 }
 
-/// Resolves on SIGTERM or SIGINT. A second one ends the process at once.
-fn stopped() -> Result<impl Future<Output = ()>, CliError> {
-    let (mut terminate, mut interrupt) = (caught(SignalKind::terminate())?, caught(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+/// How the process is told to stop: by SIGTERM or SIGINT. The second one says not to wait, the third one ends at once.
+struct Stop<A, B> {
+    first: A,
+    again: B,
+}
+
+impl Stop<(), ()> {
+    fn caught() -> Result<Stop<impl Future<Output = ()>, impl Future<Output = ()>>, CliError> {
+        let mut terminate = caught(SignalKind::terminate())?;
+        let mut interrupt = caught(SignalKind::interrupt())?;
+        let (tell, mut told) = watch::channel(0);
+        let mut before = told.clone();
         tokio::spawn(async move {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-            std::process::exit(Exit::Interrupted as i32);
+            for count in 1.. {
+                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+                if count > 2 {
+                    std::process::exit(Exit::Interrupted as i32);
+                }
+                tell.send_replace(count);
+            }
         });
-    })
+        let first = async move { _ = before.wait_for(|count| *count >= 1).await };
+        let again = async move { _ = told.wait_for(|count| *count >= 2).await };
+        Ok(Stop { first, again })
+    }
 }

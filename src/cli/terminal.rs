@@ -8,11 +8,13 @@ use hearth_models::memory::Size;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{CliError, Exit};
+use crate::supervisor;
 use crate::text::generation::{Generation, Output};
 
 /// Bytes of a load: a bar on a terminal, one line at the end otherwise.
 pub struct Progress {
     what: String,
+    bytes: u64,
     bar: Option<ProgressBar>,
     begin: Instant,
 }
@@ -24,10 +26,11 @@ impl Progress {
             let style = ProgressStyle::with_template(style).expect("bug: the bar's template is valid");
             ProgressBar::new(bytes).with_style(style).with_message(what.to_owned())
         });
-        Self { what: what.to_owned(), bar, begin: Instant::now() }
+        Self { what: what.to_owned(), bytes, bar, begin: Instant::now() }
     }
 
     pub fn at(&self, bytes: u64) {
+        supervisor::loading(&self.what, bytes, self.bytes);
         if let Some(bar) = &self.bar {
             bar.set_position(bytes);
         }

@@ -1,9 +1,8 @@
 //! The settings of `[gitlab]`: whose tokens are good, and the gateway's own keys.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::{ConfigError, Layers};
+use super::{ConfigError, Layers, front};
 use crate::duo::identity::claims::is_instance;
 use crate::duo::identity::own::OwnKey;
 use crate::duo::identity::{Bypass, Rules};
@@ -97,8 +96,8 @@ fn instance(layers: &Layers) -> Result<Option<String>, ConfigError> {
 fn bypass(layers: &Layers) -> Result<Bypass, ConfigError> {
     let (word, origin) = (layers.text("gitlab.bypass"), layers.origin("gitlab.bypass"));
     let bypass = Bypass::parse(word).expect("bug: checked by its row");
-    let listen: SocketAddr = layers.parse("server.listen")?;
-    if bypass != Bypass::Off && !listen.ip().is_loopback() {
+    let open = front::listen(layers).into_iter().find(|listen| !listen.ip().is_loopback());
+    if let Some(listen) = open.filter(|_| bypass != Bypass::Off) {
         let what = format!("`gitlab.bypass` is {word:?} while `server.listen` is {listen}");
         let fix = "whoever reaches that address would be let in: listen on 127.0.0.1:5052, or set gitlab.bypass to \
                    \"off\"";

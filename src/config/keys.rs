@@ -1,15 +1,20 @@
 //! The table of settings.
 
+use std::net::SocketAddr;
+
 use crate::duo::identity::Bypass;
 use crate::outbound::Base;
+use crate::server::addresses::Networks;
 
 /// What a setting's value must look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// `address:port`.
-    Address,
+    /// One `address:port` or several: a list, or one text with commas.
+    Addresses,
     /// `address:port`, or nothing.
     OptionalAddress,
+    /// Networks and single addresses, like `10.0.0.0/8`: a list, or one text with commas.
+    Networks,
     /// A whole number within a range.
     Number(u64, u64),
     Choice(&'static [&'static str]),
@@ -45,12 +50,71 @@ const DAY: u64 = 86_400;
 const MILLION: u64 = 1_000_000;
 
 pub const KEYS: &[Key] = &[
-    key("server.listen", Kind::Address, "127.0.0.1:5052", "address of the API"),
+    key(
+        "server.listen",
+        Kind::Addresses,
+        "127.0.0.1:5052",
+        "address of the API, or several; not used where systemd passes sockets",
+    ),
     key("server.metrics", Kind::OptionalAddress, "127.0.0.1:8082", "address of the metrics; empty: none"),
+    key(
+        "server.tls_cert",
+        Kind::Path,
+        "",
+        "certificate in PEM form, those between it and its authority after it; empty: no TLS",
+    ),
+    key("server.tls_key", Kind::Path, "", "the certificate's private key in PEM form"),
+    key(
+        "server.client_ca",
+        Kind::Path,
+        "",
+        "certificates in PEM form: who calls must have one that they signed; empty: needs none",
+    ),
+    key("server.allow", Kind::Networks, "", "who may call, like 10.0.0.0/8; empty: everybody"),
+    key("server.deny", Kind::Networks, "", "who may not, also where `allow` would let them in"),
+    key("server.metrics_allow", Kind::Networks, "", "who may read the metrics; empty: everybody"),
+    key("server.metrics_deny", Kind::Networks, "", "who may not read the metrics"),
+    key(
+        "server.trusted_proxies",
+        Kind::Networks,
+        "",
+        "proxies before this server: only what they say in X-Forwarded-For counts",
+    ),
     key("server.connections", Kind::Number(1, MILLION), "4096", "connections at the same time"),
+    key(
+        "server.connections_per_address",
+        Kind::Number(1, MILLION),
+        "1024",
+        "connections of one address (IPv6: of one /64) at the same time; trusted proxies have no such limit",
+    ),
+    key(
+        "server.first_byte_timeout",
+        Kind::Number(1, DAY),
+        "5",
+        "seconds until a new connection says anything",
+    ),
     key("server.header_timeout", Kind::Number(1, DAY), "10", "seconds until a request's headers are there"),
     key("server.body_timeout", Kind::Number(1, DAY), "30", "seconds between two pieces of a request's body"),
+    key(
+        "server.idle_timeout",
+        Kind::Number(1, DAY),
+        "120",
+        "seconds that a connection is kept between requests; callers like GitLab keep theirs 90",
+    ),
+    key(
+        "server.drain_delay",
+        Kind::Number(0, DAY),
+        "0",
+        "seconds at shutdown from being no longer ready to taking no more connections; behind a load balancer: as long \
+         as it takes to notice, like 10",
+    ),
     key("server.drain", Kind::Number(0, DAY), "30", "seconds that requests in flight have at shutdown"),
+    key(
+        "server.step_timeout",
+        Kind::Number(1, DAY),
+        "120",
+        "seconds after which a step that does not end counts as hung: not live, and the watchdog is not fed",
+    ),
     key(
         "server.state_dir",
         Kind::Path,
@@ -267,9 +331,17 @@ impl Key {
     pub fn check(&self, value: &str) -> Result<(), String> {
         match self.kind {
             Kind::OptionalAddress if value.is_empty() => Ok(()),
-            Kind::Address | Kind::OptionalAddress if value.parse::<std::net::SocketAddr>().is_err() => {
+            Kind::OptionalAddress if value.parse::<SocketAddr>().is_err() => {
                 Err("an address with a port, like 127.0.0.1:5052".to_owned())
             }
+            Kind::Addresses if list(value).next().is_none() => {
+                Err("an address with a port, like 127.0.0.1:5052, or several".to_owned())
+            }
+            Kind::Addresses => match list(value).find(|item| item.parse::<SocketAddr>().is_err()) {
+                Some(_) => Err("an address with a port, like 127.0.0.1:5052, or several".to_owned()),
+                None => Ok(()),
+            },
+            Kind::Networks => value.parse::<Networks>().map(|_| ()).map_err(|e| e.to_string()),
             Kind::Number(low, high) if !value.parse::<u64>().is_ok_and(|n| (low..=high).contains(&n)) => {
                 Err(format!("a whole number from {low} to {high}"))
             }
@@ -283,6 +355,11 @@ impl Key {
             _ => Ok(()),
         }
     }
+}
+
+/// The items of a list that was written with commas.
+pub fn list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 
 /// Bytes in `8GiB` and its like.

@@ -9,7 +9,7 @@ use toml::{Table, Value};
 use super::ConfigError;
 use super::aliases::{self, Meaning};
 use super::entries::{ModelEntry, UpstreamEntry};
-use super::keys::{KEYS, Key, Kind};
+use super::keys::{KEYS, Key, Kind, list};
 use crate::nearest::nearest;
 
 /// Where a value came from.
@@ -227,6 +227,11 @@ impl Layers {
         &self.values[name].1
     }
 
+    /// The items of a list.
+    pub fn list(&self, name: &str) -> impl Iterator<Item = &str> {
+        list(self.text(name))
+    }
+
     pub fn number(&self, name: &str) -> Result<u64, ConfigError> {
         self.parse(name)
     }
@@ -278,7 +283,7 @@ pub(super) fn scalar(key: &Key, name: &str, value: Value, origin: &Origin) -> Re
             let expected = if key.kind == Kind::Switch { "true or false" } else { "a number without quotes" };
             Err(ConfigError::new(origin, format!("`{name}` is {other}"), format!("it must be {expected}")))
         }
-        (Kind::List, Value::Array(list)) => {
+        (Kind::List | Kind::Addresses | Kind::Networks, Value::Array(list)) => {
             let item = |item: &Value| item.as_str().filter(|text| !text.contains(',')).map(str::to_owned);
             let items: Option<Vec<String>> = list.iter().map(item).collect();
             items.map(|items| items.join(",")).ok_or_else(|| {

@@ -5,6 +5,7 @@
 
 mod aliases;
 pub mod entries;
+pub mod front;
 pub mod gitlab;
 pub mod keys;
 pub mod layers;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use crate::access::{Amounts, Quotas};
 pub use entries::{ModelEntry, UpstreamEntry};
+pub use front::Front;
 pub use gitlab::GitLab;
 pub use keys::{KEYS, Key, Kind};
 pub use layers::{Layers, Origin};
@@ -38,13 +40,11 @@ impl ConfigError {
 /// The settings of a server, checked.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    pub listen: SocketAddr,
+    /// At least one.
+    pub listen: Vec<SocketAddr>,
     /// `None`: no metrics.
     pub metrics: Option<SocketAddr>,
-    pub connections: usize,
-    pub header_timeout: Duration,
-    pub body_timeout: Duration,
-    pub drain: Duration,
+    pub front: Front,
     pub state_dir: PathBuf,
     pub key: Option<state::Secret>,
     pub quotas: Quotas,
@@ -75,15 +75,12 @@ impl Settings {
     pub fn of(layers: &Layers) -> Result<Self, ConfigError> {
         let seconds = |name| layers.number(name).map(Duration::from_secs);
         Ok(Self {
-            listen: layers.parse("server.listen")?,
+            listen: front::listen(layers),
             metrics: match layers.text("server.metrics") {
                 "" => None,
                 _ => Some(layers.parse("server.metrics")?),
             },
-            connections: layers.number("server.connections")? as usize,
-            header_timeout: seconds("server.header_timeout")?,
-            body_timeout: seconds("server.body_timeout")?,
-            drain: seconds("server.drain")?,
+            front: Front::of(layers)?,
             state_dir: match layers.text("server.state_dir") {
                 "" => state::default_directory(),
                 path => path.into(),

@@ -23,7 +23,8 @@ const LIMITS: Limits = Limits {
 const HEALTH_CHECK: Duration = Duration::from_secs(3);
 
 pub async fn gateway(settings: &Settings) -> Vec<Finding> {
-    let base = base(settings.listen);
+    let listen = settings.listen[0];
+    let base = base(listen);
     let server = match Outbound::new(base.clone(), None, LIMITS) {
         Ok(server) => server,
         Err(e) => return vec![Finding::fails("server", e.to_string(), "see the error")],
@@ -41,10 +42,10 @@ pub async fn gateway(settings: &Settings) -> Vec<Finding> {
             return vec![Finding::fails("server", e.to_string(), fix)];
         }
     }];
-    if settings.listen.ip().is_loopback() {
+    if settings.listen.iter().all(|listen| listen.ip().is_loopback()) {
         findings.push(Finding::warns(
             "listen",
-            format!("server.listen is {}: only this machine reaches it", settings.listen),
+            format!("server.listen is {listen}: only this machine reaches it"),
             "listen on an address that GitLab reaches, like 0.0.0.0:5052",
         ));
     }

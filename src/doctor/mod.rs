@@ -90,7 +90,7 @@ pub async fn examine(settings: &Settings) -> Vec<Finding> {
 /// What to enter where, once everything is well.
 pub fn steps(settings: &Settings, models: &[&str]) -> String {
     let names: Vec<String> = models.iter().map(|name| format!("custom_openai/{name}")).collect();
-    let port = settings.listen.port();
+    let port = settings.listen[0].port();
     format!(
         "In GitLab, as an administrator (Admin > GitLab Duo):\n\
          \x20 1. Local AI Gateway URL: http://THIS-HOST:{port} (no path; a name that GitLab and the developers' machines\n\

@@ -203,6 +203,7 @@ impl Handle {
             preemptions: gauges.preemptions.load(Ordering::Relaxed),
             rows: gauges.rows.load(Ordering::Relaxed),
             wasted_rows: gauges.wasted_rows.load(Ordering::Relaxed),
+            step: gauges.beat.since(shared.clock.now()),
         }
     }
 
@@ -245,6 +246,8 @@ pub struct Status {
     pub rows: u64,
     /// Rows of them that were in flight when their reader left.
     pub wasted_rows: u64,
+    /// How long the loop has been in the turn that it is in; `None` while it waits for something to do.
+    pub step: Option<Duration>,
 }
 
 impl Status {
@@ -267,6 +270,7 @@ impl Status {
             preemptions: self.preemptions + other.preemptions,
             rows: self.rows + other.rows,
             wasted_rows: self.wasted_rows + other.wasted_rows,
+            step: self.step.max(other.step),
         }
     }
 }
@@ -416,6 +420,28 @@ pub(crate) struct Gauges {
     pub wasted_rows: AtomicU64,
     /// Prompt tokens that leave the queue in a second while there is one: the bits of an `f64`, 0 until measured.
     pub rate: AtomicU64,
+    pub beat: Beat,
+}
+
+/// When the loop began what it is doing, so that others can tell a hung step from one that takes its time.
+#[derive(Default)]
+pub(crate) struct Beat(AtomicU64);
+
+impl Beat {
+    /// The loop has got here.
+    pub fn mark(&self, now: Duration) {
+        self.0.store(now.as_millis() as u64 + 1, Ordering::Relaxed);
+    }
+
+    /// The loop waits, for requests or for its turn on the device.
+    pub fn rest(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    fn since(&self, now: Duration) -> Option<Duration> {
+        let marked = self.0.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(now.saturating_sub(Duration::from_millis(marked)))
+    }
 }
 
 #[derive(Default)]

@@ -87,6 +87,7 @@ impl Thread {
     /// One turn of the loop. Returns whether there was anything to compute.
     pub fn turn(&mut self) -> bool {
         let now = self.clock.now();
+        self.shared.gauges.beat.mark(now);
         self.take_in(now);
         if self.shared.bell.answered() {
             self.scheduler.sweep();
@@ -102,12 +103,15 @@ impl Thread {
         self.scheduler.publish();
         if planned || flying {
             let arbiter = self.arbiter.clone();
+            self.shared.gauges.beat.rest();
             let _turn = arbiter.as_ref().map(|arbiter| arbiter.turn());
+            self.shared.gauges.beat.mark(self.clock.now());
             if let Err(error) = self.step(planned, flying) {
                 self.failed(&error);
             }
         }
         self.scheduler.publish();
+        self.shared.gauges.beat.rest();
         planned || flying
     }
 

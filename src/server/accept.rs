@@ -1,24 +1,42 @@
-//! The accept loop (step 1 in the life of a request): HTTP/1.1 with a limit on connections, on the wait for the first
-//! byte and on the wait for headers. `axum::serve` has none of them.
+//! The accept loop (step 1 in the life of a request): takes connections, asks who they are, and closes those that do not
+//! get on. `axum::serve` has none of the limits.
+//!
+//! What a connection goes through: a place in all and for its address, the lists of addresses, a first byte in time, TLS
+//! where it is spoken, headers in time; then requests, each with the address of its client; and between two of them not
+//! longer than [`Limits::idle`].
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::Router;
+use axum::body::Body;
+use axum::http::{StatusCode, Version, header};
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+use futures::future::join_all;
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
+use serde_json::json;
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tower::ServiceExt;
 
+use super::addresses::Addresses;
+use super::body::With;
+use super::listen::Listener;
+use super::pace::{Pace, Paced};
+use super::places::{Place, Places};
+use super::tls::Tls;
 use super::{Limits, path};
 
 /// How long sent bytes may stay unacknowledged, or the client's window closed.
@@ -28,62 +46,257 @@ const UNREAD: Duration = Duration::from_secs(60);
 const MOST_HEADERS: usize = 128;
 const HEADER_BYTES: usize = 64 * 1024;
 
-/// Where a request came from; an extension of every request.
+/// Requests side by side on one HTTP/2 connection.
+const MOST_STREAMS: u32 = 128;
+/// What an HTTP/2 client may send before it is read, for a stream and for all of a connection's.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// An HTTP/2 client that says nothing while it waits for an answer is asked, and has this long to answer.
+const ASK_EVERY: Duration = Duration::from_secs(20);
+
+/// A connection that is told to end has this long to say so.
+const LAST: Duration = Duration::from_secs(1);
+
+/// The first byte of TLS.
+const HANDSHAKE: u8 = 0x16;
+
+/// Where a request came from, behind proxies too; an extension of every request.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
 
-/// Serves connections until `drained` resolves; then closes those that are idle and gives the others a moment.
-pub async fn run(listener: TcpListener, router: Router, limits: Limits, drained: impl Future<Output = ()>) {
-    let permits = Arc::new(Semaphore::new(limits.connections));
-    let graceful = GracefulShutdown::new();
-    let mut drained = pin!(drained);
+/// What connections meet before the routes. Clones are the same door.
+#[derive(Clone, Default)]
+pub struct Door {
+    pub addresses: Arc<ArcSwap<Addresses>>,
+    /// `None`: cleartext.
+    pub tls: Option<Tls>,
+}
+
+impl Door {
+    pub fn new(addresses: Addresses, tls: Option<Tls>) -> Self {
+        Self { addresses: Arc::new(ArcSwap::from_pointee(addresses)), tls }
+    }
+}
+
+/// What all connections of a listener share.
+struct Hall {
+    door: Door,
+    router: Router,
+    limits: Limits,
+    places: Arc<Places>,
+}
+
+/// Serves connections until `closing` resolves. Then no more are taken, requests that are worked on or on their way are
+/// answered, and the end is when the last connection has ended. Dropped, it cuts nothing: connections have tasks of their own.
+pub async fn run(
+    listeners: Vec<Listener>,
+    door: Door,
+    router: Router,
+    limits: Limits,
+    closing: impl Future<Output = ()>,
+) {
+    let places = Places::new(limits.connections, limits.per_address);
+    let hall = Arc::new(Hall { door, router, limits, places });
+    let (close, closed) = watch::channel(false);
+    let accepting = join_all(listeners.iter().map(|listener| take(listener, &hall, &closed)));
+    tokio::select! {
+        _ = accepting => {}
+        () = closing => {}
+    }
+    for listener in listeners.iter().filter(|listener| !listener.passed) {
+        // They are connected as far as their clients know, and would be reset with the socket.
+        while let Some(Ok((stream, peer))) =
+            tokio::task::unconstrained(listener.socket.accept()).now_or_never()
+        {
+            let Some(Ok(permit)) = hall.places.free().now_or_never().map(Ok::<_, ()>) else { break };
+            hall.clone().admit(stream, peer, permit, &closed);
+        }
+    }
+    drop(listeners);
+    close.send_replace(true);
+    drop(closed);
+    close.closed().await;
+}
+
+/// Takes connections for as long as it is polled.
+async fn take(listener: &Listener, hall: &Arc<Hall>, closed: &watch::Receiver<bool>) {
     loop {
-        let accepted = async {
-            let permit = permits.clone().acquire_owned().await.expect("bug: the semaphore is never closed");
-            (listener.accept().await, permit)
-        };
-        let (accepted, permit) = tokio::select! {
-            accepted = accepted => accepted,
-            () = &mut drained => break,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
+        let permit = hall.places.free().await;
+        match listener.socket.accept().await {
+            Ok((stream, peer)) => hall.clone().admit(stream, peer, permit, closed),
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
             Err(e) => {
                 // Out of file descriptors, for one: the connections at hand go on, and so does the loop.
                 tracing::warn!("a connection could not be accepted: {e}");
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
             }
-        };
-        let routes = router.clone().map_request(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(Peer(peer.ip()));
-            path::normalise(request)
-        });
-        let service = TowerToHyperService::new(routes);
-        let watcher = graceful.watcher();
-        tokio::spawn(async move {
-            let _permit = permit;
-            if !spoke(&stream, limits.headers).await {
-                return;
-            }
-            let _ = stream.set_nodelay(true);
-            // A client that never reads what it asked for loses its connection, not ours for everybody else.
-            let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD));
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(limits.headers)
-                .max_headers(MOST_HEADERS)
-                .max_buf_size(HEADER_BYTES)
-                .serve_connection(TokioIo::new(stream), service);
-            // A connection that ends badly is the client's affair; the request's own line is in the log.
-            let _ = watcher.watch(connection).await;
-        });
+        }
     }
-    drop(listener);
-    let _ = timeout(Duration::from_secs(1), graceful.shutdown()).await;
 }
 
-/// Whether the client sent anything in time.
-async fn spoke(stream: &TcpStream, limit: Duration) -> bool {
-    matches!(timeout(limit, stream.peek(&mut [0])).await, Ok(Ok(1)))
+impl Hall {
+    /// Gives a connection its place and its task, or closes it without a word.
+    fn admit(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        permit: tokio::sync::OwnedSemaphorePermit,
+        closed: &watch::Receiver<bool>,
+    ) {
+        let peer = peer.ip().to_canonical();
+        let addresses = self.door.addresses.load();
+        if !addresses.hears(peer) {
+            tracing::debug!(%peer, "not allowed by server.allow and server.deny");
+            return;
+        }
+        let limited = !addresses.proxies.contains(peer);
+        let Some(place) = self.places.take(permit, peer, limited) else {
+            tracing::debug!(%peer, "more connections than server.connections_per_address");
+            return;
+        };
+        drop(addresses);
+        let closed = closed.clone();
+        tokio::spawn(self.connection(stream, peer, place, closed));
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        mut stream: TcpStream,
+        peer: IpAddr,
+        place: Place,
+        mut closed: watch::Receiver<bool>,
+    ) {
+        let _place = place;
+        let Some(first) = first_byte(&stream, self.limits.first_byte, &mut closed).await else { return };
+        let _ = stream.set_nodelay(true);
+        // A client that never reads what it asked for loses its connection, not ours for everybody else.
+        let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD));
+        let Some(tls) = &self.door.tls else {
+            return self.serve(stream, false, peer, closed).await;
+        };
+        if first != HANDSHAKE {
+            let _ = stream.write_all(NOT_TLS).await;
+            let _ = stream.shutdown().await;
+            // What is left unread when a socket closes takes the answer with it.
+            let _ = timeout(LAST, tokio::io::copy(&mut stream, &mut tokio::io::sink())).await;
+            return;
+        }
+        match timeout(self.limits.headers, tls.acceptor().accept(stream)).await {
+            Ok(Ok(stream)) => {
+                let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                self.serve(stream, http2, peer, closed).await;
+            }
+            Ok(Err(e)) => tracing::debug!(%peer, "no TLS: {e}"),
+            Err(_) => tracing::debug!(%peer, "TLS did not come to stand in time"),
+        }
+    }
+
+    async fn serve<S>(self: Arc<Self>, stream: S, http2: bool, peer: IpAddr, closed: watch::Receiver<bool>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let pace = Pace::new(&self.limits, http2, self.places.clone());
+        let io = TokioIo::new(Paced::new(stream, pace.clone()));
+        let service = service_fn(|request: Request<Incoming>| {
+            let (busy, hall) = (pace.request(), self.clone());
+            async move {
+                let mut response = hall.answer(request, peer).await;
+                if http2 {
+                    // A word of HTTP/1.1; here the connection itself says when it ends.
+                    response.headers_mut().remove(header::CONNECTION);
+                }
+                Ok::<_, std::convert::Infallible>(response.map(|body| With::body(body, busy)))
+            }
+        });
+        // A connection that ends badly is the client's affair; the request's own line is in the log.
+        if http2 {
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(ASK_EVERY)
+                .keep_alive_timeout(ASK_EVERY)
+                .max_concurrent_streams(MOST_STREAMS)
+                .max_header_list_size(HEADER_BYTES as u32)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .serve_connection(io, service);
+            drive(connection, &pace, closed).await;
+        } else {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(None)
+                .max_headers(MOST_HEADERS)
+                .max_buf_size(HEADER_BYTES)
+                .serve_connection(io, service);
+            drive(connection, &pace, closed).await;
+        }
+    }
+
+    async fn answer(&self, mut request: Request<Incoming>, peer: IpAddr) -> Response {
+        let addresses = self.door.addresses.load();
+        let client = addresses.client(peer, request.headers());
+        // Asked again for every request: the lists may have changed since the connection was made.
+        if !addresses.admits(client) {
+            tracing::info!(%client, "refused: not allowed by server.allow and server.deny");
+            return not_admitted(request.version());
+        }
+        drop(addresses);
+        request.extensions_mut().insert(Peer(client));
+        let Ok(response) = self.router.clone().oneshot(path::normalise(request)).await;
+        response
+    }
 }
+
+/// Serves a connection to its end, or until its client has had its time.
+async fn drive(connection: impl GracefulConnection, pace: &Pace, mut closed: watch::Receiver<bool>) {
+    let mut connection = pin!(connection);
+    let mut told = false;
+    loop {
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = pace.late() => break,
+            () = closing(&mut closed), if !told => {
+                told = true;
+                pace.close();
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = timeout(LAST, connection).await;
+}
+
+async fn closing(closed: &mut watch::Receiver<bool>) {
+    // Without a sender the loop is gone, which is the same.
+    let _ = closed.wait_for(|closed| *closed).await;
+}
+
+/// The first byte that the client sends, if it sends one in time. At shutdown its time is short.
+async fn first_byte(stream: &TcpStream, limit: Duration, closed: &mut watch::Receiver<bool>) -> Option<u8> {
+    let peek = async {
+        let mut first = [0];
+        matches!(stream.peek(&mut first).await, Ok(1)).then_some(first[0])
+    };
+    let mut peek = pin!(timeout(limit, peek));
+    tokio::select! {
+        peeked = &mut peek => peeked.ok()?,
+        () = closing(closed) => timeout(LAST, peek).await.ok()?.ok()?,
+    }
+}
+
+/// In both dialects at once: what it would have asked is not looked at.
+fn not_admitted(version: Version) -> Response {
+    let text = "This address may not call here.";
+    let body = json!({
+        "error": {"message": text, "type": "invalid_request_error", "param": null, "code": "address_not_allowed"},
+        "detail": text,
+    });
+    let mut response = (StatusCode::FORBIDDEN, axum::Json(body)).into_response();
+    if version < Version::HTTP_2 {
+        response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    }
+    response.map(Body::new)
+}
+
+/// What a client reads that forgot the s.
+const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n\
+                         content-length: 62\r\n\r\nThis port speaks TLS: use https:// where you have used http://";

@@ -11,16 +11,29 @@ use tokio::time::{Instant, Sleep};
 
 use crate::openai::BodyTimeout;
 
-/// A request's body of which each piece must come within the limit.
+/// A body that comes slower than this for longer than its limit is held back on purpose. Bytes a second.
+const SLOWEST: u64 = 16 * 1024;
+
+/// A request's body of which each piece must come within the limit, and all of it within the limit and the time that a
+/// slow line takes.
 pub struct Timed {
     body: Body,
     limit: Duration,
+    begin: Instant,
+    bytes: u64,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Timed {
     pub fn new(body: Body, limit: Duration) -> Self {
-        Self { body, limit, timer: Box::pin(tokio::time::sleep(limit)) }
+        let timer = Box::pin(tokio::time::sleep(limit));
+        Self { body, limit, begin: Instant::now(), bytes: 0, timer }
+    }
+
+    /// When the next piece must be there.
+    fn deadline(&self, now: Instant) -> Instant {
+        let line = Duration::from_secs_f64(self.bytes as f64 / SLOWEST as f64);
+        (now + self.limit).min(self.begin + self.limit + line)
     }
 }
 
@@ -38,7 +51,10 @@ impl HttpBody for Timed {
                 Poll::Ready(Some(Err(axum::Error::new(BodyTimeout))))
             }
             frame => {
-                let deadline = Instant::now() + self.limit;
+                if let Poll::Ready(Some(Ok(frame))) = &frame {
+                    self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                }
+                let deadline = self.deadline(Instant::now());
                 self.timer.as_mut().reset(deadline);
                 frame
             }
@@ -83,5 +99,28 @@ impl<T: Unpin> HttpBody for With<T> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_may_be_slow_and_not_trickle() {
+        let limit = Duration::from_secs(30);
+        let mut body = Timed::new(Body::empty(), limit);
+        let begin = body.begin;
+        assert_eq!(body.deadline(begin), begin + limit);
+        // A byte every second: the end is where it was at the beginning.
+        body.bytes = 29;
+        let late = begin + Duration::from_secs(29);
+        assert!(body.deadline(late) < begin + limit + Duration::from_millis(10));
+        // Eight megabytes over a slow line have eight minutes, as long as they keep coming.
+        body.bytes = 8 << 20;
+        let later = begin + Duration::from_secs(400);
+        assert_eq!(body.deadline(later), later + limit);
+        let end = begin + Duration::from_secs(512) + limit;
+        assert_eq!(body.deadline(begin + Duration::from_secs(600)), end);
     }
 }

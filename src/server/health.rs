@@ -1,6 +1,7 @@
 //! Whether the process lives, whether it has started, and whether it should get requests.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -9,23 +10,56 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use super::Shared;
+use crate::served::Models;
 
 /// What the probes say and what a shutdown waits for.
 #[derive(Default)]
 pub struct Health {
     draining: AtomicBool,
+    ending: AtomicBool,
     in_flight: AtomicUsize,
     ended: Notify,
+    /// Milliseconds a step may take; 0: as long as it likes.
+    step: AtomicU64,
 }
 
 impl Health {
-    /// From now on: not ready, and no new work.
+    /// From now on: not ready. What comes all the same is served, for whoever sent it could not know yet.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
     }
 
     pub fn draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// From now on no work is begun.
+    pub fn give_up(&self) {
+        self.ending.store(true, Ordering::Release);
+    }
+
+    pub fn ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
+    }
+
+    /// A step of an engine that takes longer is hung.
+    pub fn expect_steps_within(&self, time: Duration) {
+        self.step.store(time.as_millis() as u64, Ordering::Release);
+    }
+
+    /// What only a new process will mend.
+    pub fn sick(&self, models: &Models) -> Option<String> {
+        let limit = self.step.load(Ordering::Acquire);
+        for model in models.iter() {
+            let status = model.engine.status();
+            if !status.alive && !self.draining() {
+                return Some("an engine has died".to_owned());
+            }
+            if let Some(step) = status.step.filter(|step| limit > 0 && step.as_millis() as u64 > limit) {
+                return Some(format!("an engine has been in one step for {} s", step.as_secs()));
+            }
+        }
+        None
     }
 
     /// Requests whose answer is not sent yet.
@@ -55,12 +89,11 @@ impl Health {
     }
 }
 
-/// The process answers and its engines are there. Restart it when this fails.
+/// The process answers, its engines are there and get on. Restart it when this fails.
 pub async fn live(State(shared): State<Shared>) -> Response {
-    let dead = !shared.health.draining() && shared.models.iter().any(|model| !model.engine.status().alive);
-    let (status, word) = match dead {
-        true => (StatusCode::SERVICE_UNAVAILABLE, "an engine has died"),
-        false => (StatusCode::OK, "live"),
+    let (status, word) = match shared.health.sick(&shared.models) {
+        Some(sick) => (StatusCode::SERVICE_UNAVAILABLE, sick),
+        None => (StatusCode::OK, "live".to_owned()),
     };
     (status, axum::Json(json!({"status": word}))).into_response()
 }

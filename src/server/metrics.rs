@@ -20,9 +20,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 
-use super::{Health, Limits, Shared, accept};
+use super::{Door, Health, Limits, Listener, Shared, accept};
 use crate::duo::Gateway;
 use crate::duo::figures::Figures;
 use crate::engine::handle::Status;
@@ -174,12 +173,16 @@ impl Collector for Engines {
 
 /// Binds the port. The task ends with the runtime.
 pub async fn serve(address: SocketAddr, shared: &Shared) -> std::io::Result<SocketAddr> {
-    let listener = TcpListener::bind(address).await?;
-    let bound = listener.local_addr()?;
+    serve_on(Listener::bind(address).await?, Door::default(), shared)
+}
+
+/// The same on a socket that is there, for those whom the door lets in.
+pub fn serve_on(listener: Listener, door: Door, shared: &Shared) -> std::io::Result<SocketAddr> {
+    let bound = listener.address()?;
     let registry = Arc::new(shared.metrics.registry(shared));
     let router = Router::new().route("/metrics", get(text)).with_state(registry);
     let limits = Limits { connections: 64, ..Limits::default() };
-    tokio::spawn(accept::run(listener, router, limits, std::future::pending()));
+    tokio::spawn(accept::run(vec![listener], door, router, limits, std::future::pending()));
     Ok(bound)
 }
 

@@ -4,27 +4,36 @@
 //! counts it, [`routes`] finds its row of the table, [`guard`] asks for the credential that the row names.
 
 pub mod accept;
+pub mod addresses;
 pub mod body;
 pub mod cors;
 pub mod dialect;
 mod docs;
 pub mod guard;
 pub mod health;
+pub mod listen;
 pub mod metrics;
+mod pace;
 pub mod path;
+mod places;
 pub mod routes;
+pub mod tls;
 pub mod track;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use futures::FutureExt;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::access::Access;
 use crate::duo::Gateway;
 use crate::served::Models;
+pub use accept::Door;
 pub use health::Health;
+pub use listen::Listener;
 pub use metrics::Metrics;
 pub use track::RequestId;
 
@@ -33,13 +42,21 @@ pub use track::RequestId;
 pub struct Limits {
     /// Connections at the same time; more wait to be accepted.
     pub connections: usize,
-    /// From the connection, or from the last answer, to the end of the next request's headers.
+    /// Connections of one address at the same time; more are closed.
+    pub per_address: usize,
+    /// From the connection to its first byte.
+    pub first_byte: Duration,
+    /// From a request's first byte to the end of its headers.
     pub headers: Duration,
     /// From one piece of a request's body to the next.
     pub body: Duration,
+    /// From an answer to the next request on the same connection.
+    pub idle: Duration,
     /// Bytes of all requests' bodies that are read and worked on at the same time; more wait, and are then refused.
     pub bodies: usize,
-    /// Requests in flight at shutdown have this long to end.
+    /// At shutdown, from being no longer ready to taking no more connections.
+    pub drain_delay: Duration,
+    /// Then requests in flight have this long to end.
     pub drain: Duration,
 }
 
@@ -48,9 +65,13 @@ impl Default for Limits {
         let seconds = Duration::from_secs;
         Self {
             connections: 4096,
+            per_address: 1024,
+            first_byte: seconds(5),
             headers: seconds(10),
             body: seconds(30),
+            idle: seconds(120),
             bodies: 64 << 20,
+            drain_delay: Duration::ZERO,
             drain: seconds(30),
         }
     }
@@ -72,40 +93,81 @@ impl axum::extract::FromRef<Shared> for Arc<Gateway> {
     }
 }
 
-/// A server that is bound to its port and not serving yet.
+/// A server that is bound to its ports and not serving yet.
 pub struct Server {
-    listener: TcpListener,
+    listeners: Vec<Listener>,
+    door: Door,
     limits: Limits,
     shared: Shared,
 }
 
 impl Server {
+    /// On a socket of its own, open to everybody, in cleartext.
     pub async fn bind(address: SocketAddr, limits: Limits, shared: Shared) -> std::io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await?, limits, shared })
+        Ok(Self::on(vec![Listener::bind(address).await?], Door::default(), limits, shared))
     }
 
-    /// The address with the port that was really given.
+    pub fn on(listeners: Vec<Listener>, door: Door, limits: Limits, shared: Shared) -> Self {
+        Self { listeners, door, limits, shared }
+    }
+
+    /// The first address, with the port that was really given.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.listeners.first().ok_or_else(|| std::io::Error::other("no listener"))?.address()
     }
 
     /// Serves until `stop` resolves and the requests in flight have ended, or had their time.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
-        let health = self.shared.health.clone();
-        let models = self.shared.models.clone();
-        let router = routes::router(self.shared, self.limits);
-        let drained = async {
-            stop.await;
-            health.drain();
-            tracing::info!(in_flight = health.in_flight(), "draining");
-            if tokio::time::timeout(self.limits.drain, health.idle()).await.is_err() {
-                tracing::warn!(in_flight = health.in_flight(), "drain time is over; ending what is left");
-            }
-            // Whoever is left gets an error event instead of a cut line.
-            let stopping: Vec<_> = models.iter().flat_map(|m| m.engine.stop(Duration::ZERO)).collect();
-            let last = futures::future::join(futures::future::join_all(stopping), health.idle());
-            let _ = tokio::time::timeout(Duration::from_secs(2), last).await;
-        };
-        accept::run(self.listener, router, self.limits, drained).await;
+        self.serve_until(stop, std::future::pending()).await;
     }
+
+    /// The same; when `hurry` resolves too, nothing is waited for any more.
+    pub async fn serve_until(self, stop: impl Future<Output = ()>, hurry: impl Future<Output = ()>) {
+        let Self { listeners, door, limits, shared } = self;
+        let health = shared.health.clone();
+        let models = shared.models.clone();
+        let router = routes::router(shared, limits);
+        let (close, mut closing) = watch::channel(false);
+        let closing = async move {
+            let _ = closing.wait_for(|close| *close).await;
+        };
+        let hurried = async {
+            hurry.await;
+            tracing::info!("told again to stop: waiting for nothing");
+        };
+        let mut hurried = std::pin::pin!(hurried.fuse());
+        let mut served = std::pin::pin!(accept::run(listeners, door, router, limits, closing));
+        tokio::select! {
+            () = &mut served => return,
+            () = stop => {}
+        }
+        // No longer ready, and still serving: whoever sends requests here needs a moment to notice.
+        health.drain();
+        tracing::info!(in_flight = health.in_flight(), "draining");
+        tokio::select! {
+            () = &mut served => return,
+            () = tokio::time::sleep(limits.drain_delay) => {}
+            () = &mut hurried => {}
+        }
+        close.send_replace(true);
+        let over = tokio::select! {
+            () = &mut served => {
+                let _ = timeout(LAST_WORDS, end(&models)).await;
+                return;
+            }
+            () = tokio::time::sleep(limits.drain) => "drain time is over",
+            () = &mut hurried => "no time to drain",
+        };
+        tracing::warn!(in_flight = health.in_flight(), "{over}; ending what is left");
+        health.give_up();
+        // Whoever is left gets an error event instead of a cut line.
+        let _ = timeout(LAST_WORDS, futures::future::join(end(&models), served)).await;
+    }
+}
+
+/// For the last event of answers that are cut short to reach their readers.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+async fn end(models: &Models) {
+    futures::future::join_all(models.iter().flat_map(|model| model.engine.stop(Duration::ZERO))).await;
 }

@@ -22,7 +22,7 @@ pub struct Route {
     pub access: Access,
     /// In whose words it refuses.
     pub dialect: Dialect,
-    /// Refused while the server is draining.
+    /// Refused when the drain time is over.
     pub work: bool,
     endpoint: MethodRouter<Shared>,
 }
@@ -85,7 +85,7 @@ pub fn router(shared: Shared, limits: Limits) -> Router {
             dialect.method(request.method().as_str(), &path, method)
         });
         if route.work {
-            endpoint = endpoint.layer(from_fn_with_state((shared.clone(), dialect), refuse_draining));
+            endpoint = endpoint.layer(from_fn_with_state((shared.clone(), dialect), refuse_ending));
         }
         let guarded = endpoint
             .layer(from_fn_with_state((limits, bodies.clone(), dialect), track::body_limit))
@@ -104,12 +104,12 @@ pub fn router(shared: Shared, limits: Limits) -> Router {
         .with_state(shared)
 }
 
-async fn refuse_draining(
+async fn refuse_ending(
     State((shared, dialect)): State<(Shared, Dialect)>,
     request: Request,
     next: Next,
 ) -> Response {
-    match shared.health.draining() {
+    match shared.health.ending() {
         true => dialect.draining(),
         false => next.run(request).await,
     }

@@ -99,8 +99,13 @@ impl Line {
         self.reader.read_to_end(&mut rest).is_ok() && rest.is_empty()
     }
 
-    /// Everything up to the end of the connection.
+    /// The answer, and then the connection is closed.
     pub fn reply(mut self) -> Reply {
+        self.next_reply()
+    }
+
+    /// The next answer on a connection that is kept.
+    pub fn next_reply(&mut self) -> Reply {
         let mut line = String::new();
         self.reader.read_line(&mut line).unwrap();
         let status =

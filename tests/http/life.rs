@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hearth::engine::clock::Manual;
 use hearth::engine::handle::{Config, Stopped};
 use hearth::engine::scripted::Fault;
 use hearth::server::Limits;
@@ -97,8 +98,9 @@ fn the_probes_need_no_key() {
 }
 
 #[test]
-fn a_shutdown_lets_answers_end_and_takes_no_new_work() {
-    let mut site = Site::start();
+fn a_shutdown_is_told_first_then_takes_no_connections_and_lets_answers_end() {
+    let limits = Limits { drain_delay: Duration::from_secs(2), ..Limits::default() };
+    let mut site = Site::with(Options { limits, ..Options::default() });
     site.controls.allow(3);
     let mut line = site.open("/v1/completions", &endless());
     line.until("data: ");
@@ -106,20 +108,66 @@ fn a_shutdown_lets_answers_end_and_takes_no_new_work() {
     while site.get("/health/ready").status != 503 {
         std::thread::sleep(Duration::from_millis(1));
     }
+    // Until others have noticed, what they send is served; and they are asked to come anew, elsewhere.
+    let reply = site.get("/v1/models");
+    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
     assert_eq!(site.get("/health/ready").json(), json!({"status": "draining"}));
     assert_eq!(site.get("/health/live").status, 200);
-    let refused = site.complete(json!({}));
-    assert_eq!((refused.status, refused.header("connection")), (503, Some("close")));
-    assert_eq!(refused.json()["error"]["code"], "shutting_down");
+    while std::net::TcpStream::connect(site.address).is_ok() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     site.controls.run();
     line.until("[DONE]");
     site.ended();
 }
 
 #[test]
+fn a_connection_that_was_there_at_shutdown_still_has_its_request_answered() {
+    let mut site = Site::start();
+    let mut line = Line::open(site.address, b"GET /health/live HTTP/1.1\r\nhost: x\r\n");
+    // Its connection is being served, as the answer to another one after it shows.
+    assert_eq!(site.get("/health/ready").status, 200);
+    site.stop();
+    while std::net::TcpStream::connect(site.address).is_ok() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    line.send(b"\r\n");
+    assert_eq!(line.reply().status, 200);
+    site.ended();
+}
+
+#[test]
+fn a_step_that_does_not_end_is_no_life() {
+    let clock = Manual::default();
+    let config = Config { clock: std::sync::Arc::new(clock.clone()), ..Config::default() };
+    let step = Duration::from_secs(120);
+    let site = Site::with(Options { config, step, ..Options::default() });
+    site.controls.allow(0);
+    let _line = site.open("/v1/completions", &endless());
+    let mut passed = 0;
+    let sick = loop {
+        clock.advance(Duration::from_secs(10));
+        passed += 10;
+        let reply = site.get("/health/live");
+        if reply.status != 200 {
+            break reply;
+        }
+    };
+    assert!(passed > 120, "until then it may just be slow: {passed}");
+    assert_eq!(
+        (sick.status, sick.json()),
+        (503, json!({"status": "an engine has been in one step for 130 s"}))
+    );
+    site.controls.run();
+    while site.get("/health/live").status != 200 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
 fn silent_and_slow_connections_are_closed() {
     let short = Duration::from_millis(100);
-    let limits = Limits { headers: short, body: short, ..Limits::default() };
+    let limits = Limits { first_byte: short, headers: short, body: short, ..Limits::default() };
     let site = Site::with(Options { limits, ..Options::default() });
     assert!(Line::open(site.address, b"").closed(), "not a byte");
     let halves = Line::open(site.address, b"GET /health/live HTTP/1.1\r\nhost: x\r\n");
@@ -134,7 +182,7 @@ fn silent_and_slow_connections_are_closed() {
 
 #[test]
 fn connections_over_the_limit_wait_for_their_turn() {
-    let limits = Limits { connections: 1, headers: Duration::from_millis(200), ..Limits::default() };
+    let limits = Limits { connections: 1, first_byte: Duration::from_millis(200), ..Limits::default() };
     let site = Site::with(Options { limits, ..Options::default() });
     let _silent = Line::open(site.address, b"");
     assert_eq!(site.get("/health/live").status, 200, "served when the silent one was closed");

@@ -22,7 +22,7 @@ use hearth::engine::replicas::Replicas;
 use hearth::engine::scripted::{Controls, Scripted};
 use hearth::served::family::Family;
 use hearth::served::{Models, Served};
-use hearth::server::{self, Health, Limits, Metrics, Server, Shared};
+use hearth::server::{self, Door, Health, Limits, Listener, Metrics, Server, Shared};
 use hearth::text::{Text, TextFiles};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -50,6 +50,9 @@ pub struct Options {
     pub config: Config,
     /// Who may call; without it one key that opens everything, [`KEY`].
     pub access: Option<Arc<Access>>,
+    pub door: Door,
+    /// A step that takes longer is hung; zero: none is.
+    pub step: Duration,
 }
 
 /// [`KEY`] as the first key.
@@ -119,6 +122,7 @@ impl Site {
             health: Arc::new(Health::default()),
             metrics,
         };
+        shared.health.expect_steps_within(options.step);
         let (stop, stopped) = oneshot::channel::<()>();
         let (bound, address) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -127,8 +131,8 @@ impl Site {
             runtime.block_on(async {
                 let figures = server::metrics::serve("127.0.0.1:0".parse().unwrap(), &shared);
                 let figures = figures.await.unwrap();
-                let server =
-                    Server::bind("127.0.0.1:0".parse().unwrap(), options.limits, shared).await.unwrap();
+                let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+                let server = Server::on(vec![listener], options.door, options.limits, shared);
                 bound.send((server.address().unwrap(), figures)).unwrap();
                 server
                     .serve(async {

@@ -1,0 +1,12 @@
+//! The front door on real sockets: clients that are slow or hostile, TLS, who may come, and the end of the server.
+
+#[path = "../http/client.rs"]
+mod client;
+#[allow(dead_code)]
+#[path = "../http/site.rs"]
+mod site;
+
+mod authority;
+mod encrypted;
+mod hostile;
+mod lists;
