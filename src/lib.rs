@@ -14,6 +14,7 @@ pub mod outbound;
 pub mod reload;
 pub mod served;
 pub mod server;
+pub mod store;
 pub mod supervisor;
 pub mod text;
 pub mod upstream;

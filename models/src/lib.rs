@@ -1,6 +1,7 @@
 //! What a model is: its [`spec`] (read from the checkpoint's own config.json), its weights, and the one decoder that
 //! runs every supported family.
 
+pub mod catalog;
 pub mod checkpoint;
 pub mod decoder;
 pub mod device;

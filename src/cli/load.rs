@@ -17,7 +17,7 @@ use super::terminal::Progress;
 use super::{CliError, Common, Exit};
 use crate::config::entries::name_of;
 use crate::config::keys::size as parse_size;
-use crate::config::{Layers, ModelEntry, Origin, Settings, UpstreamEntry};
+use crate::config::{Layers, ModelEntry, Origin, Settings, UpstreamEntry, models_dir};
 use crate::engine::device::OnDevice;
 use crate::engine::executor::Executor;
 use crate::engine::handle::{Config, Engine};
@@ -27,6 +27,7 @@ use crate::nearest::nearest;
 use crate::openai::answers::now;
 use crate::served::Served;
 use crate::served::family::Family;
+use crate::store::{self, Store};
 use crate::text::{Text, TextFiles};
 use crate::upstream;
 
@@ -123,13 +124,13 @@ fn built_in(name: &str) -> ModelEntry {
     }
 }
 
+/// A checkpoint's directory under a name.
+pub fn at(name: String, path: &Path) -> ModelEntry {
+    ModelEntry { path: Some(path.to_owned()), origin: Origin::Flag("--model".to_owned()), ..built_in(&name) }
+}
+
 /// What a `--model` means.
 fn entry(text: &str, layers: &Layers) -> Result<ModelEntry, CliError> {
-    let at = |name: String, path: &Path| ModelEntry {
-        path: Some(path.to_owned()),
-        origin: Origin::Flag("--model".to_owned()),
-        ..built_in(&name)
-    };
     if let Some((name, path)) =
         text.split_once('=').filter(|(name, _)| !name.is_empty() && !name.contains('/'))
     {
@@ -145,7 +146,13 @@ fn entry(text: &str, layers: &Layers) -> Result<ModelEntry, CliError> {
     if BUILT_IN == Some(text) {
         return Ok(built_in(text));
     }
+    let store = Store::at(models_dir(layers));
+    if let Some(path) = store.directory(text) {
+        return Ok(at(text.to_owned(), &path));
+    }
+    let imported = store.names().unwrap_or_default();
     let mut known: Vec<&str> = layers.models().iter().map(|m| m.name.as_str()).collect();
+    known.extend(imported.iter().map(String::as_str));
     known.extend(BUILT_IN);
     let fix = format!("give a checkpoint's directory, or one of {}", known.join(", "));
     Err(CliError::new(Exit::Model, format!("there is no model {text}")).fix(fix))
@@ -276,6 +283,7 @@ struct Opened<'a> {
 impl<'a> Opened<'a> {
     /// `share` is the memory that this model may count on when the settings do not say.
     fn new(entry: &'a ModelEntry, settings: &Settings, share: u64, place: &Place) -> Result<Self, CliError> {
+        as_imported(entry, settings)?;
         let (checkpoint, files, notice) = files(entry)?;
         let spec = checkpoint.spec();
         let (own, vocab) = (spec.context, spec.vocab as u32);
@@ -405,6 +413,17 @@ impl<'a> Opened<'a> {
     }
 }
 
+/// An imported model must be what was imported.
+fn as_imported(entry: &ModelEntry, settings: &Settings) -> Result<(), CliError> {
+    let Some(path) = &entry.path else { return Ok(()) };
+    let store = Store::at(&settings.models_dir);
+    if let Some(report) = store::at_load(&store, path, settings.verify)? {
+        let read = hearth_models::memory::Size(report.bytes);
+        eprintln!("{}: {read} of it compared with their sums", entry.name);
+    }
+    Ok(())
+}
+
 /// The same for a GPU.
 fn on_device(options: &Options) -> device::Options {
     let Options { rows, logits, context, blocks, .. } = *options;
@@ -444,7 +463,9 @@ fn built_in_files(name: &str) -> Result<(Checkpoint, TextFiles, Option<String>),
 }
 
 fn not_built_in(name: &str) -> CliError {
-    CliError::new(Exit::Model, format!("no model named {name} is built in")).fix("give the model a `path`")
+    CliError::new(Exit::Model, format!("no model named {name} is built in")).fix(format!(
+        "give it a `path`, or import it: hearth models import DIR --name {name} --accept-license"
+    ))
 }
 
 fn quantize(name: &str) -> Quantize {

@@ -13,7 +13,9 @@ mod load;
 mod man;
 mod models;
 mod serve;
+mod steps;
 mod terminal;
+mod vet;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -58,7 +60,7 @@ enum Verb {
     Complete(complete::Complete),
     /// Talk to a model in this process
     Chat(chat::Chat),
-    /// Look at checkpoints and at the configured models
+    /// Take models in and out, look at them, check them
     #[command(subcommand)]
     Models(models::Verb),
     /// Make, list and end API keys; replace the key that signs editors' tokens
@@ -78,6 +80,8 @@ enum Verb {
     /// Print what a shell needs to complete this command line
     #[command(hide = true)]
     Completions(completions::Completions),
+    #[command(hide = true)]
+    Vet(vet::Vet),
 }
 
 /// The threads of everything but the models.
@@ -109,6 +113,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Config(verb) => config::run(verb, &cli.common),
         Verb::Man(verb) => man::run(verb),
         Verb::Completions(verb) => completions::run(verb),
+        Verb::Vet(verb) => vet::run(verb),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,6 +12,7 @@ use super::{ConfigError, state};
 use crate::nearest::nearest;
 use crate::outbound::Base;
 use crate::served::family::Family;
+use crate::store::Store;
 
 /// One model to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,6 +146,19 @@ impl ModelEntry {
             replicas: values.number("replicas"),
             origin: origin.clone(),
         })
+    }
+}
+
+impl ModelEntry {
+    /// The same with its directory, where it names an imported model: by its name alone, or as its path.
+    pub fn found_in(&self, store: &Store) -> Self {
+        let named = match &self.path {
+            None => Some(self.name.as_str()),
+            // A directory that is there goes before a model of its name.
+            Some(path) => path.to_str().filter(|_| !path.is_dir()),
+        };
+        let found = named.and_then(|name| store.directory(name));
+        Self { path: found.or_else(|| self.path.clone()), ..self.clone() }
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use crate::duo::identity::Bypass;
 use crate::outbound::Base;
 use crate::server::addresses::Networks;
+use crate::store::How;
 
 /// What a setting's value must look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,6 +238,13 @@ pub const KEYS: &[Key] = &[
     ),
     key("duo.docs", Kind::Path, "", "a directory of Markdown files for documentation search; empty: none"),
     key("duo.streaming", Kind::Switch, "true", "whether answers go to GitLab as they are made"),
+    key("models.dir", Kind::Path, "", "where imported models are; empty: models in the state directory"),
+    key(
+        "models.verify",
+        Kind::Choice(How::WORDS),
+        "sample",
+        "how much of an imported model is compared with its sums when it is loaded",
+    ),
     key("log.level", Kind::Choice(&["error", "warn", "info", "debug", "trace"]), "info", "what is logged"),
     key("log.format", Kind::Choice(&["text", "json"]), "text", "how it is logged"),
 ];
@@ -244,7 +252,12 @@ pub const KEYS: &[Key] = &[
 /// The settings of one `[[model]]`.
 pub const MODEL_KEYS: &[Key] = &[
     key("name", Kind::Text, "", "the name in requests; empty: the directory's"),
-    key("path", Kind::Path, "", "the checkpoint's directory; empty: the model built in under that name"),
+    key(
+        "path",
+        Kind::Path,
+        "",
+        "the checkpoint's directory, or an imported model; empty: what is imported or built in under that name",
+    ),
     key(
         "quantize",
         Kind::Choice(&["none", "q8_0", "q4_k", "q6_k"]),

@@ -22,6 +22,8 @@ pub use gitlab::GitLab;
 pub use keys::{KEYS, Key, Kind};
 pub use layers::{Layers, Origin};
 
+use crate::store::{How, Store};
+
 /// What is wrong with the settings: where, what, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
@@ -34,6 +36,21 @@ pub struct ConfigError {
 impl ConfigError {
     pub fn new(origin: &Origin, what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { origin: origin.to_string(), what: what.into(), fix: fix.into() }
+    }
+}
+
+fn state_dir(layers: &Layers) -> PathBuf {
+    match layers.text("server.state_dir") {
+        "" => state::default_directory(),
+        path => path.into(),
+    }
+}
+
+/// Where imported models are.
+pub fn models_dir(layers: &Layers) -> PathBuf {
+    match layers.text("models.dir") {
+        "" => state_dir(layers).join("models"),
+        path => path.into(),
     }
 }
 
@@ -69,11 +86,18 @@ pub struct Settings {
     pub patience: Duration,
     /// Where the documentation is that GitLab's chat can search.
     pub docs: Option<PathBuf>,
+    /// Where imported models are.
+    pub models_dir: PathBuf,
+    /// How much of them is compared with their sums when they are loaded.
+    pub verify: How,
 }
 
 impl Settings {
     pub fn of(layers: &Layers) -> Result<Self, ConfigError> {
         let seconds = |name| layers.number(name).map(Duration::from_secs);
+        let state_dir = state_dir(layers);
+        let models_dir = models_dir(layers);
+        let store = Store::at(&models_dir);
         Ok(Self {
             listen: front::listen(layers),
             metrics: match layers.text("server.metrics") {
@@ -81,10 +105,7 @@ impl Settings {
                 _ => Some(layers.parse("server.metrics")?),
             },
             front: Front::of(layers)?,
-            state_dir: match layers.text("server.state_dir") {
-                "" => state::default_directory(),
-                path => path.into(),
-            },
+            state_dir,
             key: match layers.text("server.key") {
                 "" => None,
                 key => Some(state::Secret::checked(key, layers.origin("server.key"))?),
@@ -101,12 +122,14 @@ impl Settings {
             log_format: layers.text("log.format").to_owned(),
             gitlab: GitLab::of(layers)?,
             streaming: layers.text("duo.streaming") == "true",
-            models: layers.models().to_vec(),
+            models: layers.models().iter().map(|model| model.found_in(&store)).collect(),
             upstreams: layers.upstreams().to_vec(),
             defaults: ["duo.completion_model", "duo.generation_model", "duo.chat_model"]
                 .map(|name| (name, layers.text(name).to_owned(), layers.origin(name).clone())),
             patience: seconds("duo.patience")?,
             docs: Some(layers.text("duo.docs")).filter(|path| !path.is_empty()).map(PathBuf::from),
+            models_dir,
+            verify: How::parse(layers.text("models.verify")).expect("bug: checked by its row"),
         })
     }
 }

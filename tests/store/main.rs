@@ -1,0 +1,9 @@
+//! Models on disk, through the binary: what comes in, what is kept out, what a kill, a full disk or a flipped bit does.
+
+mod archives;
+mod damage;
+mod disks;
+mod importing;
+mod killed;
+mod refused;
+mod rig;
