@@ -124,21 +124,30 @@ impl Keys {
         Ok((record, key))
     }
 
-    /// From now on the key is good for nothing. Its entry stays, so that the log's ids keep their names.
-    pub fn revoke(&self, who: &Who, which: &str) -> Result<Record, ChangeError> {
+    /// From now on the key of that id, or every key of that name, is good for nothing: whoever says a name also means the
+    /// key that it replaced and that has some time left. Entries stay, so that the log's ids keep their names.
+    pub fn revoke(&self, who: &Who, which: &str) -> Result<Vec<Record>, ChangeError> {
         if which == FIRST {
             return Err(ChangeError::First);
         }
         let (_lock, mut store) = self.open()?;
-        let at = find(&store.keys, which)?;
-        if store.keys[at].revoked.is_some() {
-            return Err(ChangeError::Gone { id: store.keys[at].id.clone(), state: State::Revoked });
+        let by_id = store.keys.iter().any(|key| key.id == which);
+        let meant = |key: &Record| if by_id { key.id == which } else { key.name == which };
+        let Some(one) = store.keys.iter().find(|key| meant(key)) else {
+            return Err(ChangeError::Unknown { which: which.to_owned() });
+        };
+        let gone = ChangeError::Gone { id: one.id.clone(), state: State::Revoked };
+        let now = written(Timestamp::now());
+        let mut revoked = Vec::new();
+        for key in store.keys.iter_mut().filter(|key| meant(key) && key.revoked.is_none()) {
+            key.revoked = Some(now.clone());
+            revoked.push(key.clone());
         }
-        store.keys[at].revoked = Some(written(Timestamp::now()));
-        let record = store.keys[at].clone();
-        let event = Event::KeyRevoked { id: record.id.clone(), name: record.name.clone() };
+        let ids: Vec<&str> = revoked.iter().map(|key| key.id.as_str()).collect();
+        let Some(first) = revoked.first() else { return Err(gone) };
+        let event = Event::KeyRevoked { id: ids.join(","), name: first.name.clone() };
         self.write(&store, who, &event)?;
-        Ok(record)
+        Ok(revoked)
     }
 
     /// Makes a key that opens the same for as long; the old one stays good until then, or ends now.

@@ -95,19 +95,21 @@ impl Entry {
     /// A line without its newline. Its own hash is checked, the chain is not.
     pub(super) fn read(line: &[u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(line).map_err(|_| "it is not text".to_owned())?;
-        let mut fields: Map<String, Value> =
+        let all: Map<String, Value> =
             serde_json::from_str(text).map_err(|e| format!("it is no JSON object: {e}"))?;
-        let mut take = |name: &str| match fields.remove(name) {
-            Some(Value::String(value)) => Ok(value),
+        let take = |name: &str| match all.get(name) {
+            Some(Value::String(value)) => Ok(value.clone()),
             _ => Err(format!("it has no {name:?}")),
         };
         let (time, who, event) = (take("time")?, take("who")?, take("event")?);
         let (prev, given) = (take("prev")?, take("hash")?);
-        let number = fields.remove("n").as_ref().and_then(Value::as_u64).ok_or("it has no \"n\"")?;
+        let number = all.get("n").and_then(Value::as_u64).ok_or("it has no \"n\"")?;
         let body = text.strip_suffix(&format!("{BEFORE_HASH}{given}\"}}"));
         if body.is_none_or(|body| hash(body.as_bytes()) != given) {
             return Err("its hash is not that of its text: it was changed".to_owned());
         }
+        let own = |name: &str| ["n", "time", "who", "event", "prev", "hash"].contains(&name);
+        let fields = all.into_iter().filter(|(name, _)| !own(name)).collect();
         Ok(Self { number, time, who, event, fields, prev, hash: given })
     }
 

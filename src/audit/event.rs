@@ -82,6 +82,7 @@ pub enum Event {
         expires: String,
     },
     KeyRevoked {
+        /// Several, with commas, where all keys of a name were.
         id: String,
         name: String,
     },

@@ -31,9 +31,9 @@ pub enum Verb {
         #[command(flatten)]
         place: Place,
     },
-    /// End an API key at once
+    /// End an API key at once, or all keys of a name
     Revoke {
-        /// Its id or its name
+        /// An id or a name
         #[arg(value_name = "KEY")]
         which: String,
         #[command(flatten)]
@@ -78,6 +78,9 @@ pub struct Create {
 }
 
 #[derive(Args)]
+#[command(
+    override_usage = "hearth keys rotate [OPTIONS] <KEY>\n       hearth keys rotate --signing [--revoke]"
+)]
 pub struct Rotate {
     /// The API key's id or name; `first` is the one that the server made at its first start
     #[arg(value_name = "KEY", required_unless_present = "signing", conflicts_with = "signing")]
@@ -143,11 +146,10 @@ pub fn run(verb: Verb, common: &Common) -> Result<(), CliError> {
         Verb::List { all, json, place } => list(&place.settings(common)?.1, all, json),
         Verb::Revoke { which, place } => {
             let keys = Keys::at(&place.settings(common)?.1.state_dir);
-            let key = keys.revoke(&Who::caller(), &which)?;
-            eprintln!(
-                "the key {} ({}) is revoked; a running server knows it within a second",
-                key.id, key.name
-            );
+            for key in keys.revoke(&Who::caller(), &which)? {
+                eprintln!("{} ({}) is revoked", key.name, key.id);
+            }
+            eprintln!("  a running server knows it within a second");
             Ok(())
         }
         Verb::Rotate(verb) if verb.signing => signing(&verb, common),
@@ -325,9 +327,11 @@ fn list(settings: &Settings, all: bool, json: bool) -> Result<(), CliError> {
     if hidden > 0 {
         eprintln!("{hidden} keys have expired or were revoked; --all shows them");
     }
+    let path = state::key_path(&settings.state_dir);
     let first = match &settings.key {
         Some(_) => "the configured one".to_owned(),
-        None => format!("in {}", state::key_path(&settings.state_dir).display()),
+        None if path.exists() => format!("in {}", path.display()),
+        None => "none yet; the server makes it at its first start".to_owned(),
     };
     eprintln!("the first key, which opens everything: {first}");
     Ok(())

@@ -123,7 +123,8 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         shared.health.expect_steps_within(settings.front.step);
         let metrics = Door::new(settings.front.metrics.clone(), None);
         if let Some(listener) = for_metrics(&settings, passed.metrics).await? {
-            let bound = server::metrics::serve_on(listener, metrics.clone(), &shared);
+            let open = settings.metrics_open(listener.address().map_err(unusable)?);
+            let bound = server::metrics::serve_on(listener, metrics.clone(), &shared, open);
             eprintln!("metrics: http://{}/metrics", bound.map_err(unusable)?);
         }
         let door = Door::new(settings.front.addresses.clone(), tls);

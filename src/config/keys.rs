@@ -59,6 +59,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("server.metrics", Kind::OptionalAddress, "127.0.0.1:8082", "address of the metrics; empty: none"),
     key(
+        "server.metrics_key",
+        Kind::Choice(&["auto", "on", "off"]),
+        "auto",
+        "whether the metrics ask for a key of class metrics; auto: unless they listen on loopback",
+    ),
+    key(
         "server.tls_cert",
         Kind::Path,
         "",

@@ -62,6 +62,8 @@ pub struct Settings {
     /// `None`: no metrics.
     pub metrics: Option<SocketAddr>,
     pub front: Front,
+    /// Whether metrics ask for a key; `None`: by their address.
+    pub metrics_key: Option<bool>,
     pub state_dir: PathBuf,
     pub key: Option<state::Secret>,
     pub quotas: Quotas,
@@ -105,6 +107,11 @@ impl Settings {
                 _ => Some(layers.parse("server.metrics")?),
             },
             front: Front::of(layers)?,
+            metrics_key: match layers.text("server.metrics_key") {
+                "on" => Some(true),
+                "off" => Some(false),
+                _ => None,
+            },
             state_dir,
             key: match layers.text("server.key") {
                 "" => None,
@@ -131,6 +138,13 @@ impl Settings {
             models_dir,
             verify: How::parse(layers.text("models.verify")).expect("bug: checked by its row"),
         })
+    }
+}
+
+impl Settings {
+    /// Whether metrics at this address are open to everybody who reaches it.
+    pub fn metrics_open(&self, address: SocketAddr) -> bool {
+        !self.metrics_key.unwrap_or(!address.ip().is_loopback())
     }
 }
 

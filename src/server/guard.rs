@@ -13,7 +13,7 @@ use super::Shared;
 use super::accept::Peer;
 use super::body::With;
 use crate::access::permitted::Held;
-use crate::access::{Class, Full, Permit, Refusal};
+use crate::access::{Access as Keys, Class, Full, Permit, Refusal};
 use crate::duo::error::DuoError;
 use crate::duo::identity::claims::Claims;
 use crate::duo::identity::{Caller, Issuer};
@@ -116,6 +116,15 @@ pub async fn check(
             }
             Err(refusal) => refusal.into_response(),
         },
+    }
+}
+
+/// Asks for a key of class `metrics`: Prometheus sends it as a bearer token or as a password.
+pub async fn metrics(State(keys): State<Arc<Keys>>, request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    match keys.admit(page_key(request.headers()).as_deref(), peer, Class::Metrics) {
+        Ok(_pass) => next.run(request).await,
+        Err(refusal) => ApiError::from(refusal).into_response(),
     }
 }
 

@@ -1,5 +1,6 @@
-//! Figures for Prometheus, on a port of their own: `/metrics`, in the OpenMetrics text format, without a key. The port
-//! is on loopback unless the settings say otherwise; no figure names a user, a prompt or a path.
+//! Figures for Prometheus, on a port of their own: `/metrics`, in the OpenMetrics text format. On loopback nobody is asked for
+//! a key; elsewhere it must be one of class `metrics`, unless the settings say otherwise. No figure names a user, a prompt or
+//! a path.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::collector::Collector;
@@ -21,7 +23,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::{Door, Health, Limits, Listener, Shared, accept};
+use super::{Door, Health, Limits, Listener, Shared, accept, guard};
 use crate::duo::Gateway;
 use crate::duo::figures::Figures;
 use crate::engine::handle::Status;
@@ -171,16 +173,25 @@ impl Collector for Engines {
     }
 }
 
-/// Binds the port. The task ends with the runtime.
-pub async fn serve(address: SocketAddr, shared: &Shared) -> std::io::Result<SocketAddr> {
-    serve_on(Listener::bind(address).await?, Door::default(), shared)
+/// Binds the port. The task ends with the runtime. `open`: to everybody who reaches it.
+pub async fn serve(address: SocketAddr, shared: &Shared, open: bool) -> std::io::Result<SocketAddr> {
+    serve_on(Listener::bind(address).await?, Door::default(), shared, open)
 }
 
 /// The same on a socket that is there, for those whom the door lets in.
-pub fn serve_on(listener: Listener, door: Door, shared: &Shared) -> std::io::Result<SocketAddr> {
+pub fn serve_on(
+    listener: Listener,
+    door: Door,
+    shared: &Shared,
+    open: bool,
+) -> std::io::Result<SocketAddr> {
     let bound = listener.address()?;
     let registry = Arc::new(shared.metrics.registry(shared));
     let router = Router::new().route("/metrics", get(text)).with_state(registry);
+    let router = match open {
+        true => router,
+        false => router.layer(from_fn_with_state(shared.access.clone(), guard::metrics)),
+    };
     let limits = Limits { connections: 64, ..Limits::default() };
     tokio::spawn(accept::run(vec![listener], door, router, limits, std::future::pending()));
     Ok(bound)

@@ -22,3 +22,4 @@ mod site;
 mod strangers;
 mod table;
 mod upstream;
+mod users;

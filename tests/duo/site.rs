@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hearth::access::{Access, FirstKey};
+use hearth::access::{Access, FirstKey, Quotas};
 use hearth::config::Origin;
 use hearth::config::state::Secret;
 use hearth::duo::Gateway;
@@ -19,6 +19,7 @@ use hearth::duo::choice::Defaults;
 use hearth::duo::identity::own::{OwnKey, OwnKeys};
 use hearth::duo::identity::{Bypass, Identity, Rules};
 use hearth::duo::search::Docs;
+use hearth::engine::clock::Manual;
 use hearth::engine::executor::Capacity;
 use hearth::engine::handle::{Config, Engine};
 use hearth::engine::replicas::Replicas;
@@ -101,6 +102,10 @@ fn model(name: &str, files: &Path, vocab: u32, script: Arc<Mutex<Script>>) -> (S
     (served, controls)
 }
 
+fn first() -> FirstKey {
+    FirstKey::chosen(Secret::checked(KEY, &Origin::Default).unwrap())
+}
+
 impl Site {
     /// A gateway that lets everybody in.
     pub fn open() -> Self {
@@ -140,7 +145,20 @@ impl Site {
         Self::built(identity, |gateway| gateway)
     }
 
+    /// A gateway of that GitLab with limits for its users, by a clock that stands still.
+    pub fn limited(gitlab: &GitLab, directory: &Path, quotas: Quotas, clock: Manual) -> Self {
+        let rules = Rules { gitlab: Some(gitlab.url().parse().unwrap()), ..Rules::default() };
+        let own = OwnKeys::new(OwnKey::read(&gitlab::pem(OWN)).unwrap(), None);
+        let clock = Arc::new(clock);
+        let access = Access::clocked(first(), directory, quotas, clock.clone(), clock).unwrap();
+        Self::admitting(Identity::new(rules, Some(own)).unwrap(), access, |gateway| gateway)
+    }
+
     fn built(identity: Identity, shape: impl FnOnce(Gateway) -> Gateway) -> Self {
+        Self::admitting(identity, Access::single(first()), shape)
+    }
+
+    fn admitting(identity: Identity, access: Access, shape: impl FnOnce(Gateway) -> Gateway) -> Self {
         let script = Arc::new(Mutex::new(Script::default()));
         let (ember, controls) = model("ember", &root().join("models/ember"), 4096, script.clone());
         let plain = root().join("tests/golden/tokenizers/llama-3");
@@ -160,9 +178,7 @@ impl Site {
         let shared = Shared {
             models: gateway.models.clone(),
             duo: Arc::new(gateway),
-            access: Arc::new(Access::single(FirstKey::chosen(
-                Secret::checked(KEY, &Origin::Default).unwrap(),
-            ))),
+            access: Arc::new(access),
             health: Arc::new(Health::default()),
             metrics,
         };
@@ -173,7 +189,7 @@ impl Site {
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
                 tokio::spawn(shared.duo.identity.keep());
-                let figures = server::metrics::serve("127.0.0.1:0".parse().unwrap(), &shared);
+                let figures = server::metrics::serve("127.0.0.1:0".parse().unwrap(), &shared, true);
                 let figures = figures.await.unwrap();
                 let server =
                     Server::bind("127.0.0.1:0".parse().unwrap(), Limits::default(), shared).await.unwrap();

@@ -39,7 +39,8 @@ impl Rig {
         let clocks = (Arc::new(wall.clone()), Arc::new(ticks.clone()));
         let access = Access::clocked(first(), directory.path(), quotas, clocks.0, clocks.1).unwrap();
         let access = Arc::new(access);
-        let site = Site::with(Options { access: Some(access.clone()), ..Options::default() });
+        let options = Options { access: Some(access.clone()), guarded_metrics: true, ..Options::default() };
+        let site = Site::with(options);
         Self { site, access, keys: Keys::at(directory.path()), wall, ticks, _directory: directory }
     }
 
@@ -199,7 +200,7 @@ fn requests_a_minute_are_counted_for_each_key() {
     // A file that is read again forgets nothing; a limit that is another one begins anew.
     rig.key(&named("another"));
     assert_eq!(good(&one), 0);
-    let figures = Line::open(rig.site.metrics, &request("GET", "/metrics", &[], "")).reply().body;
+    let figures = ask(rig.site.metrics, "GET", "/metrics", KEY, "").body;
     assert!(figures.contains("hearth_rate_limited_total{scope=\"key\"} 6\n"), "{figures}");
 }
 
@@ -349,5 +350,29 @@ fn a_replaced_key_is_good_until_its_time_and_the_new_one_at_once() {
     assert_eq!(rig.complete(&old, "plain").status, 401);
     assert_eq!(rig.complete(new.expose(), "plain").status, 200);
     // The name now means the new one.
-    assert_eq!(rig.keys.revoke(&Who::Server, "ci").unwrap().id, record.id);
+    let next = rig.keys.rotate(&Who::Server, "ci", Some(day)).unwrap().0;
+    assert_eq!(rig.keys.list().unwrap()[1].successor, Some(next.id));
+    // Revoking the name ends all of them, also the one that had some time left.
+    assert_eq!(rig.keys.revoke(&Who::Server, "ci").unwrap().len(), 3);
+    rig.access.refresh().unwrap();
+    assert_eq!(code(&rig.complete(new.expose(), "plain")), "revoked_api_key");
+    assert!(rig.keys.revoke(&Who::Server, "ci").is_err());
+}
+
+#[test]
+fn metrics_are_opened_by_keys_made_for_them() {
+    use base64::Engine;
+    let rig = Rig::start(Quotas::default());
+    let metrics = rig.key(&Wanted { classes: vec![Class::Metrics], ..named("prometheus") });
+    let openai = rig.key(&named("ci"));
+    let status = |key: &str| ask(rig.site.metrics, "GET", "/metrics", key, "").status;
+    assert_eq!((status(&metrics), status(KEY), status(&openai), status("wrong")), (200, 200, 403, 401));
+    assert_eq!(Line::open(rig.site.metrics, &request("GET", "/metrics", &[], "")).reply().status, 401);
+    let password = base64::engine::general_purpose::STANDARD.encode(format!("prometheus:{metrics}"));
+    let headers = [("authorization", format!("Basic {password}"))];
+    let headers = [(headers[0].0, headers[0].1.as_str())];
+    assert_eq!(Line::open(rig.site.metrics, &request("GET", "/metrics", &headers, "")).reply().status, 200);
+    assert_eq!(rig.ask("GET", "/v1/models", &metrics).status, 403);
+    let figures = ask(rig.site.metrics, "GET", "/metrics", &metrics, "").body;
+    assert!(figures.contains("hearth_auth_failures_total{reason=\"wrong\"} 1\n"), "{figures}");
 }

@@ -53,6 +53,8 @@ pub struct Options {
     pub door: Door,
     /// A step that takes longer is hung; zero: none is.
     pub step: Duration,
+    /// The metrics ask for a key.
+    pub guarded_metrics: bool,
 }
 
 /// [`KEY`] as the first key.
@@ -129,7 +131,8 @@ impl Site {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
-                let figures = server::metrics::serve("127.0.0.1:0".parse().unwrap(), &shared);
+                let figures =
+                    server::metrics::serve("127.0.0.1:0".parse().unwrap(), &shared, !options.guarded_metrics);
                 let figures = figures.await.unwrap();
                 let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
                 let server = Server::on(vec![listener], options.door, options.limits, shared);
