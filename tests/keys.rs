@@ -61,7 +61,7 @@ fn a_key_is_shown_once_and_kept_by_nobody() {
     assert!(code == 2 && said.contains("no terminal") && said.contains("--print"), "{said}");
     assert!(files(state).is_empty(), "no key that nobody would have seen");
     let create =
-        ["keys", "create", "ci", "--print", "--owner", "ada", "--model", "m", "--from", "10.1.2.3/8"];
+        ["keys", "create", "ci", "--print", "--owner", "ada", "--model", "m", "--from", "10.0.0.0/8"];
     let (key, said) = good(state, &[&create[..], &["--expires", "90d", "--requests", "7"]].concat());
     let (id, secret) = key.trim().strip_prefix("hearth_").unwrap().split_once('_').unwrap();
     assert!(said.contains(id) && said.contains("shown once") && !said.contains(secret), "{said}");
@@ -108,6 +108,11 @@ fn mistakes_are_told_and_change_nothing() {
         (&["keys", "create", " ", "--print"], 2, "`name` is \" \""),
         (&["keys", "create", "a\nb", "--print"], 2, "`name` is \"a\\nb\""),
         (&["keys", "create", "x", "--print", "--from", "10.0.0.0/33"], 2, "`addresses` is \"10.0.0.0/33\""),
+        (
+            &["keys", "create", "x", "--print", "--from", "10.1.2.3/8"],
+            2,
+            "10.0.0.0/8, which is how to write it",
+        ),
         (&["keys", "create", "x", "--print", "--class", "root"], 2, "it must be openai, admin or metrics"),
         (&["keys", "create", "x", "--print", "--expires", "soon"], 2, "no time to come"),
         (&["keys", "create", "x", "--print", "--expires", "2020-01-01"], 2, "no time to come"),

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use super::first::FIRST;
-use super::grant::{Class, Record, State, net};
+use super::grant::{Class, Record, State};
 use super::key::{NewKey, Pepper};
 use super::store::{FILE, Lock, Store};
 use crate::audit::{Audit, AuditError, Event, Who};
 use crate::config::ConfigError;
 use crate::config::state::Replacement;
+use crate::server::addresses::Networks;
 
 /// What a new key is to open.
 #[derive(Clone, Debug, Default)]
@@ -283,9 +284,10 @@ impl Wanted {
         }
         let mut addresses = Vec::new();
         for text in &self.addresses {
-            match net(text) {
-                Some(net) => addresses.push(net.to_string()),
-                None => return wrong("addresses", text, "an address or a network, like 10.0.0.0/8"),
+            match text.parse::<Networks>() {
+                Ok(networks) if !networks.is_empty() => addresses.push(networks.to_string()),
+                Ok(_) => return wrong("addresses", text, "it must be networks or addresses like 10.0.0.0/8"),
+                Err(e) => return wrong("addresses", text, &format!("it must be {e}")),
             }
         }
         if let Some(end) = self.expires.filter(|end| *end <= now) {

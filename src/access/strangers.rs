@@ -16,11 +16,12 @@ use governor::{Quota, RateLimiter};
 
 use super::rates::{Ticks, seconds};
 use crate::engine::clock::Clock;
+use crate::server::addresses::household;
 
 /// Addresses that wait at most; beyond that all of them may guess once more.
 const MOST: usize = 65_536;
 
-type Buckets = RateLimiter<IpAddr, HashMapStateStore<IpAddr>, Ticks, NoOpMiddleware<Duration>>;
+type Buckets = RateLimiter<Ipv6Addr, HashMapStateStore<Ipv6Addr>, Ticks, NoOpMiddleware<Duration>>;
 
 /// Failures of addresses.
 pub(super) struct Strangers {
@@ -32,15 +33,7 @@ struct Watched {
     a_minute: NonZeroU32,
     buckets: Buckets,
     /// Until when an address waits.
-    waiting: HashMap<IpAddr, Duration>,
-}
-
-/// An address as failures are counted: what a host may choose freely of it does not matter.
-fn counted(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
-        v4 => v4,
-    }
+    waiting: HashMap<Ipv6Addr, Duration>,
 }
 
 impl Strangers {
@@ -65,7 +58,7 @@ impl Strangers {
 
     /// Seconds that an address must wait before it may guess again.
     pub fn must_wait(&self, peer: Option<IpAddr>) -> Option<u32> {
-        let (peer, now) = (counted(peer?), self.ticks.now());
+        let (peer, now) = (household(peer?), self.ticks.now());
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let until = *state.as_ref()?.waiting.get(&peer)?;
         let left = until.checked_sub(now).filter(|left| !left.is_zero())?;
@@ -74,7 +67,7 @@ impl Strangers {
 
     /// Counts a failure. Seconds that the address must wait, if it was one too many.
     pub fn failed(&self, peer: Option<IpAddr>) -> Option<u32> {
-        let (peer, now) = (counted(peer?), self.ticks.now());
+        let (peer, now) = (household(peer?), self.ticks.now());
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let watched = state.as_mut()?;
         match watched.buckets.check_key(&peer) {

@@ -179,12 +179,7 @@ pub async fn serve(address: SocketAddr, shared: &Shared, open: bool) -> std::io:
 }
 
 /// The same on a socket that is there, for those whom the door lets in.
-pub fn serve_on(
-    listener: Listener,
-    door: Door,
-    shared: &Shared,
-    open: bool,
-) -> std::io::Result<SocketAddr> {
+pub fn serve_on(listener: Listener, door: Door, shared: &Shared, open: bool) -> std::io::Result<SocketAddr> {
     let bound = listener.address()?;
     let registry = Arc::new(shared.metrics.registry(shared));
     let router = Router::new().route("/metrics", get(text)).with_state(registry);

@@ -312,7 +312,7 @@ fn a_file_of_keys_that_is_wrong_changes_nothing_and_is_told() {
         (with(&mut |file| file["needs"] = json!(2)), "a later version"),
         (with(&mut |file| file["keys"][0]["mac"] = json!("00")), "`mac` is not 64 hexadecimal digits"),
         (with(&mut |file| file["keys"][0]["expires"] = json!("soon")), "`expires` is no time"),
-        (with(&mut |file| file["keys"][0]["addresses"] = json!(["all"])), "its address \"all\" is none"),
+        (with(&mut |file| file["keys"][0]["addresses"] = json!(["all"])), "its `addresses` must be networks"),
         (twice, "stands twice"),
         (others, "does not belong to the secret beside it"),
     ] {
