@@ -1,10 +1,13 @@
 //! What the service manager is told (systemd, or whoever speaks its protocol): that the server is loading, ready, reloading,
 //! stopping, and that it is alive. Without `NOTIFY_SOCKET` nobody is told anything.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use sd_notify::NotifyState::{self, ExtendTimeoutUsec, Ready, Reloading, Status, Stopping, Watchdog};
+use sd_notify::NotifyState::{
+    self, ExtendTimeoutUsec, FdName, FdStore, FdStoreRemove, Ready, Reloading, Status, Stopping, Watchdog,
+};
 
 use crate::server::Shared;
 
@@ -51,6 +54,19 @@ pub fn reloading() {
 /// The server drains, for at most `time`.
 pub fn stopping(time: Duration) {
     tell(&[Stopping, Status("draining"), longer(time + Duration::from_secs(10))]);
+}
+
+/// Has a copy of a socket kept under a name until the next start, where it is passed. A service manager without a store for
+/// this service ignores it.
+pub fn keep(name: &str, socket: BorrowedFd<'_>) {
+    if let Err(e) = sd_notify::notify_with_fds(&[FdStore, FdName(name)], &[socket]) {
+        tracing::debug!("the service manager cannot be given {name}: {e}");
+    }
+}
+
+/// Has the copy closed.
+pub fn forget(name: &str) {
+    tell(&[FdStoreRemove, FdName(name)]);
 }
 
 /// Feeds the watchdog for as long as every engine gets on; a step that hangs starves it. The async threads feed it, so they

@@ -95,6 +95,47 @@ kept() {
 inside systemctl restart hearth
 kept "before"
 
+echo "== restarted and reloaded"
+listening() { inside ss -ltnH sport = :5052 | awk '{ print $4 }' | sort | tr '\n' ' '; }
+asking() { # COMMANDS: run in the box while somebody asks all the time; prints how often what was answered
+  inside bash -c 'printf "Authorization: Bearer %s" "$(cat /var/lib/hearth/key)" >/tmp/header
+    rm -f /tmp/done
+    while [ ! -e /tmp/done ]; do
+      curl -sS -m 30 -o /dev/null -w "%{http_code}\n" -H @/tmp/header http://127.0.0.1:5052/v1/models 2>&1
+    done >/tmp/answers &
+    '"$1"'
+    touch /tmp/done
+    wait
+    sort /tmp/answers | uniq -c'
+}
+answers=$(asking 'for _ in 1 2 3 4 5; do systemctl restart hearth; done')
+[ "$(wc -l <<<"$answers")" = 1 ] && grep -q ' 200$' <<<"$answers" || fail "five restarts were noticed: $answers"
+echo "five restarts, asked all the time: $(xargs <<<"$answers" | cut -d' ' -f1) answers, every one 200"
+inside bash -c 'echo "[server]
+listen = [\"127.0.0.1:5052\", \"127.0.0.2:5052\"]" >/etc/hearth/conf.d/listen.toml; systemctl restart hearth'
+[ "$(listening)" = "127.0.0.1:5052 127.0.0.2:5052 " ] || fail "two addresses are configured; it listens on $(listening)"
+inside bash -c 'echo "[server]
+listen = \"0.0.0.0:5052\"" >/etc/hearth/conf.d/listen.toml; systemctl restart hearth'
+[ "$(listening)" = "0.0.0.0:5052 " ] || fail "all addresses are configured; it listens on $(listening)"
+inside bash -c 'rm /etc/hearth/conf.d/listen.toml; systemctl restart hearth'
+[ "$(listening)" = "127.0.0.1:5052 " ] || fail "it listens on $(listening)"
+echo "a restart takes up other addresses and gives up those of before"
+inside bash -c 'systemctl stop hearth && mkdir -p /etc/systemd/system/hearth.socket.d &&
+  printf "[Socket]\nListenStream=\nListenStream=127.0.0.1:443\n" >/etc/systemd/system/hearth.socket.d/port.conf &&
+  systemctl daemon-reload && systemctl start hearth.socket hearth'
+says 401 inside curl -sS -m 30 -o /dev/null -w '%{http_code}' http://127.0.0.1:443/v1/models
+inside bash -c 'systemctl stop hearth.socket hearth; rm -r /etc/systemd/system/hearth.socket.d; systemctl daemon-reload; systemctl start hearth'
+echo "hearth.socket gives it a port below 1024"
+says '' inside systemctl reload hearth
+inside bash -c 'echo "[server]
+allow = [\"10.0.0.0/33\"]" >/etc/hearth/conf.d/listen.toml'
+inside systemctl reload hearth >/dev/null 2>&1 && fail "a reload of wrong settings says that it worked"
+inside rm /etc/hearth/conf.d/listen.toml
+says ember-demo ask
+answers=$(asking 'for _ in 1 2 3 4 5; do systemctl reload hearth; done')
+[ "$(wc -l <<<"$answers")" = 1 ] && grep -q ' 200$' <<<"$answers" || fail "five reloads were noticed: $answers"
+echo "a reload says whether it worked, and is not noticed"
+
 echo "== upgraded and downgraded"
 install new
 kept "N-1 to N"

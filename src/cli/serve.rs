@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::net::{SocketAddr, TcpListener as Socket};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -74,7 +75,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
     let settings = Settings::of(&layers)?;
     load::check_names(&settings)?;
     log(&settings);
-    let passed = passed(&settings)?;
+    let mut passed = passed(&settings)?;
     let tls = settings.front.tls.as_ref().map(Material::read).transpose()?.map(Tls::new);
     let (key, made) = FirstKey::of(&settings)?;
     let access = Arc::new(Access::open(key.clone(), &settings.state_dir, settings.quotas)?);
@@ -92,8 +93,11 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         tokio::spawn(identity.keep());
         // A port in use is told before minutes of reading, not after.
         let own = settings.listen.iter().filter(|_| passed.api.is_empty());
+        let kept: Vec<_> = passed.kept.iter().filter_map(|socket| socket.local_addr().ok()).collect();
         for address in own.copied().chain(settings.metrics.filter(|_| passed.metrics.is_none())) {
-            drop(Listener::bind(address).await.map_err(|e| port(address, &e))?);
+            if !kept.contains(&address) {
+                drop(bind(address).await?);
+            }
         }
         let docs = settings.docs.clone().map(|path| spawn_blocking(move || Docs::read(&path)));
         let models = load::all(&settings)?;
@@ -122,13 +126,13 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         let notices: Vec<String> = shared.models.iter().filter_map(|m| m.notice.clone()).collect();
         shared.health.expect_steps_within(settings.front.step);
         let metrics = Door::new(settings.front.metrics.clone(), None);
-        if let Some(listener) = for_metrics(&settings, passed.metrics).await? {
+        if let Some(listener) = for_metrics(&settings, passed.metrics.take()).await? {
             let open = settings.metrics_open(listener.address().map_err(unusable)?);
             let bound = server::metrics::serve_on(listener, metrics.clone(), &shared, open);
             eprintln!("metrics: http://{}/metrics", bound.map_err(unusable)?);
         }
         let door = Door::new(settings.front.addresses.clone(), tls);
-        let listeners = for_api(&settings, passed.api).await?;
+        let listeners = for_api(&settings, passed).await?;
         let addresses =
             listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>().map_err(unusable)?;
         let server = Server::on(listeners, door.clone(), settings.front.limits, shared.clone());
@@ -241,7 +245,7 @@ fn unusable(error: std::io::Error) -> CliError {
 
 /// The sockets that systemd passes, if it does. They are as public as the unit makes them.
 fn passed(settings: &Settings) -> Result<Passed, CliError> {
-    let passed = listen::passed().map_err(|e| {
+    let mut passed = listen::passed().map_err(|e| {
         let fix = "let the socket unit have ListenStream= with an address and a port, and nothing else";
         CliError::new(Exit::Port, e.to_string()).fix(fix)
     })?;
@@ -252,24 +256,47 @@ fn passed(settings: &Settings) -> Result<Passed, CliError> {
         let fix = "whoever reaches that address would be let in: set gitlab.bypass to \"off\"";
         return Err(CliError::new(Exit::Config, what).fix(fix));
     }
+    let wanted = if passed.api.is_empty() { settings.listen.as_slice() } else { &[] };
+    for socket in passed.not_at(wanted) {
+        if let Ok(address) = socket.local_addr() {
+            supervisor::forget(&listen::kept_as(address));
+        }
+    }
     Ok(passed)
 }
 
-async fn for_api(settings: &Settings, passed: Vec<Socket>) -> Result<Vec<Listener>, CliError> {
-    if !passed.is_empty() {
-        return passed.into_iter().map(|socket| listen::adopt(socket).map_err(unusable)).collect();
+async fn for_api(settings: &Settings, mut passed: Passed) -> Result<Vec<Listener>, CliError> {
+    if !passed.api.is_empty() {
+        return passed.api.into_iter().map(|socket| listen::adopt(socket).map_err(unusable)).collect();
     }
     let mut listeners = Vec::new();
-    for address in &settings.listen {
-        listeners.push(Listener::bind(*address).await.map_err(|e| port(*address, &e))?);
+    for address in settings.listen.iter().copied() {
+        let listener = match passed.take_kept(address) {
+            Some(socket) => listen::resume(socket).map_err(unusable)?,
+            None => bind(address).await?,
+        };
+        supervisor::keep(&listen::kept_as(address), listener.as_fd());
+        listeners.push(listener);
     }
     Ok(listeners)
+}
+
+/// A socket of our own. One that was given up a moment ago, at the same port, may still be in the service manager's hands.
+async fn bind(address: SocketAddr) -> Result<Listener, CliError> {
+    let mut tries = 10;
+    loop {
+        match Listener::bind(address).await {
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && tries > 0 => tries -= 1,
+            bound => return bound.map_err(|e| port(address, &e)),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn for_metrics(settings: &Settings, passed: Option<Socket>) -> Result<Option<Listener>, CliError> {
     match (passed, settings.metrics) {
         (Some(socket), _) => listen::adopt(socket).map(Some).map_err(unusable),
-        (None, Some(address)) => Listener::bind(address).await.map(Some).map_err(|e| port(address, &e)),
+        (None, Some(address)) => bind(address).await.map(Some),
         (None, None) => Ok(None),
     }
 }
