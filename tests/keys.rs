@@ -172,7 +172,7 @@ fn events(state: &Path) -> Vec<String> {
 fn a_running_server_takes_what_is_changed_and_writes_down_what_it_did() {
     let config = tempfile::tempdir().unwrap();
     let file = config.path().join("hearth.toml");
-    std::fs::write(&file, "[limits]\nkey_requests = 0\n").unwrap();
+    std::fs::write(&file, "[limits]\nfailures = 0\nkey_requests = 0\n").unwrap();
     let config = file.display().to_string();
     let served = Served::start(&["--config", &config]);
     let state = served.state();
@@ -189,13 +189,13 @@ fn a_running_server_takes_what_is_changed_and_writes_down_what_it_did() {
             std::thread::sleep(Duration::from_millis(20));
         }
     };
-    std::fs::write(&file, "[limits]\nkey_requests = 1\n").unwrap();
+    std::fs::write(&file, "[limits]\nfailures = 0\nkey_requests = 1\n").unwrap();
     reload();
     until(&served, &key, 429);
-    std::fs::write(&file, "[limits]\nkey_requests = 0\nkey_tokens = \"many\"\n").unwrap();
+    std::fs::write(&file, "[limits]\nfailures = 0\nkey_requests = 0\nkey_tokens = \"many\"\n").unwrap();
     reload();
     until(&served, &key, 429);
-    std::fs::write(&file, "[limits]\nkey_requests = 0\n").unwrap();
+    std::fs::write(&file, "[limits]\nfailures = 0\nkey_requests = 0\n").unwrap();
     reload();
     until(&served, &key, 200);
     good(state, &["keys", "revoke", "ci"]);

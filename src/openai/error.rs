@@ -102,14 +102,15 @@ impl ApiError {
     }
 
     pub fn no_key() -> Self {
-        let message = "No API key was given: send `Authorization: Bearer KEY` or `x-api-key: KEY`. The key is in \
-                       HEARTH_KEY or in the file `key` of the server's state directory.";
+        let message = "No API key was given: send `Authorization: Bearer KEY` or `x-api-key: KEY`. `hearth keys create` \
+                       makes one; the first one is in HEARTH_KEY or in the file `key` of the server's state directory.";
         Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", "missing_api_key", message)
     }
 
     pub fn wrong_key() -> Self {
-        let message = "The API key is not valid here: send the one in HEARTH_KEY, or in the file `key` of the server's \
-                       state directory, as `Authorization: Bearer KEY` or `x-api-key: KEY`.";
+        let message = "The API key is not valid here: send one that `hearth keys create` made, or the first one \
+                       (HEARTH_KEY, or the file `key` of the server's state directory), as `Authorization: Bearer KEY` \
+                       or `x-api-key: KEY`.";
         Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", "invalid_api_key", message)
     }
 

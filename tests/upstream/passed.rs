@@ -167,3 +167,39 @@ fn a_client_that_leaves_ends_the_upstreams_work() {
     drop(line);
     told.recv_timeout(Duration::from_secs(60)).expect("the connection is closed");
 }
+
+#[test]
+fn tokens_of_an_upstream_are_paid_for_by_the_key_that_asked() {
+    let answer = json!({"choices": [{"text": "x"}], "usage": {"total_tokens": 90_000}}).to_string();
+    let server = Scripted::says(format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{answer}",
+        answer.len()
+    ));
+    // This address asks with the key before the server knows it.
+    let hearth = only(&server.address.to_string(), "\n[limits]\nfailures = 0");
+    let create = ["keys", "create", "ci", "--print", "--tokens", "100"];
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_hearth"));
+    let made = command.args(create).env("STATE_DIRECTORY", hearth.state()).output().unwrap();
+    let key = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+    let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
+    let ask = || {
+        let request = agent.post(format!("{}/v1/completions", hearth.url)).header("x-api-key", &key);
+        let answer = request.send_json(json!({"model": "far", "prompt": "a"})).unwrap();
+        (answer.status().as_u16(), answer.into_body().read_to_string().unwrap())
+    };
+    // The server sees the new key within a second.
+    let mut tries = 0;
+    let first = loop {
+        let reply = ask();
+        tries += 1;
+        if reply.0 != 401 || tries > 600 {
+            break reply;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert_eq!(first.0, 200, "{}", first.1);
+    let (status, refused) = ask();
+    assert!(status == 429 && refused.contains("100 tokens a minute"), "{status} {refused}");
+    let others = hearth.post("/v1/completions", &json!({"model": "far", "prompt": "a"}));
+    assert_eq!(others.0, 200, "the first key has no limits");
+}
