@@ -86,7 +86,8 @@ fn main() {
             seen.errors.load(Relaxed),
             at(0.5),
             at(0.95),
-            100.0 * figure("hearth_prefix_hits_total") / figure("hearth_prefix_queries_total").max(1.0),
+            100.0 * figure("hearth_prefix_cache_hit_tokens_total")
+                / figure("hearth_prefix_cache_query_tokens_total").max(1.0),
             100.0 * figure("hearth_wasted_rows_total") / figure("hearth_rows_total").max(1.0),
         ));
         served.stop();

@@ -1,13 +1,16 @@
 //! Hearth: the GitLab AI gateway, an OpenAI-compatible endpoint, the scheduler and the runtime in one process.
 
 pub mod access;
+pub mod admin;
 pub mod audit;
 pub mod cli;
 pub mod config;
+pub mod console;
 pub mod doctor;
 pub mod duo;
 pub mod engine;
 pub mod gpu;
+pub mod log;
 pub mod nearest;
 pub mod openai;
 pub mod outbound;

@@ -17,6 +17,7 @@ fn hearth(arguments: &[&str]) -> Command {
         .env("HEARTH_KEY", KEY)
         .env("HEARTH__SERVER__METRICS", "")
         .env("STATE_DIRECTORY", concat!(env!("CARGO_TARGET_TMPDIR"), "/serve"))
+        .env("HEARTH__CONSOLE__LISTEN", "")
         .stdin(Stdio::null());
     command
 }

@@ -243,6 +243,11 @@ impl Access {
                 None => Refusal::Wrong,
             });
         };
+        self.good(holder, peer)
+    }
+
+    /// Whether a key may still be used, now and from there.
+    fn good(&self, holder: Arc<Holder>, peer: Option<IpAddr>) -> Result<Arc<Holder>, Refusal> {
         let (now, id) = (self.wall.now().as_secs() as i64, holder.id.clone());
         if holder.grant.revoked {
             return Err(Refusal::Revoked { id });
@@ -255,6 +260,33 @@ impl Access {
         }
         holder.used.store(now, Ordering::Relaxed);
         Ok(holder)
+    }
+
+    /// The holder with that id, who came in with its key before and is known by a session since. Whether the key is
+    /// still good, and for that class, is asked anew.
+    pub fn still(&self, id: &str, peer: Option<IpAddr>, class: Class) -> Result<Arc<Holder>, Refusal> {
+        let current = self.current.load();
+        let holder = match id == FIRST {
+            true => current.first_holder.clone(),
+            false => current.holders.get(id).cloned().ok_or(Refusal::Wrong)?,
+        };
+        let holder = self.good(holder, peer)?;
+        match holder.grant.classes.contains(&class) {
+            true => Ok(holder),
+            false => Err(Refusal::Class { id: id.to_owned(), class }),
+        }
+    }
+
+    /// Lets one request of such a holder in.
+    pub fn admit_still(&self, id: &str, peer: Option<IpAddr>, class: Class) -> Result<Pass, Refusal> {
+        let holder = self.still(id, peer, class)?;
+        match holder.rates.admit() {
+            Ok(permit) => Ok(Pass { holder, permit }),
+            Err(full) => {
+                self.limited.get_or_create(&[("scope", "key")]).inc();
+                Err(Refusal::Full { id: id.to_owned(), full })
+            }
+        }
     }
 
     /// Lets one request of a key in, or says why not.

@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::Subcommand;
 
 use super::{CliError, Common, load};
-use crate::config::{KEYS, Kind, Settings, UpstreamEntry};
+use crate::config::{KEYS, Kind, Layers, Settings, UpstreamEntry};
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -20,16 +20,27 @@ pub enum Verb {
 }
 
 pub fn run(verb: Verb, common: &Common) -> Result<(), CliError> {
-    let layers = common.layers()?;
-    let settings = Settings::of(&layers)?;
     let mut out = std::io::stdout().lock();
+    if let Verb::Show { origin } = verb {
+        return show(&mut out, common, origin);
+    }
+    let settings = checked(&common.layers()?)?;
+    writeln!(out, "the settings are valid; {} models are configured", settings.models.len())?;
+    Ok(())
+}
+
+fn checked(layers: &Layers) -> Result<Settings, CliError> {
+    let settings = Settings::of(layers)?;
     if !settings.models.is_empty() || !settings.upstreams.is_empty() {
         load::check_names(&settings)?;
     }
-    let Verb::Show { origin } = verb else {
-        writeln!(out, "the settings are valid; {} models are configured", settings.models.len())?;
-        return Ok(());
-    };
+    Ok(settings)
+}
+
+/// All settings, secrets as `***`; with where each came from, if that is asked for.
+pub fn show(out: &mut impl Write, common: &Common, origin: bool) -> Result<(), CliError> {
+    let layers = common.layers()?;
+    let settings = checked(&layers)?;
     let mut section = "";
     for key in KEYS {
         let (of, name) = key.name.split_once('.').expect("bug: a setting without a section");
@@ -69,7 +80,7 @@ pub fn run(verb: Verb, common: &Common) -> Result<(), CliError> {
         writeln!(out, "replicas = {}", model.replicas)?;
     }
     for upstream in &settings.upstreams {
-        show_upstream(&mut out, upstream, origin)?;
+        show_upstream(out, upstream, origin)?;
     }
     Ok(())
 }

@@ -16,6 +16,8 @@ pub enum Exit {
     Device = 5,
     Memory = 6,
     Port = 7,
+    /// The server that a verb asks is not running.
+    NotRunning = 9,
     Busy = 75,
     Interrupted = 130,
 }
@@ -30,6 +32,7 @@ Exit codes:
   5    device or driver
   6    does not fit in memory
   7    port in use or permission denied
+  9    server not running
   75   try again: busy or shutting down
   130  interrupted";
 

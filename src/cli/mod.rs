@@ -1,19 +1,25 @@
 //! The command line: one file a verb. Data goes to standard output, everything else to standard error.
 
+mod admin;
 mod audit;
 mod chat;
 mod complete;
 mod completions;
 mod config;
+mod console;
 mod device;
 mod doctor;
+mod doors;
 mod error;
 mod keys;
 mod load;
+mod logs;
 mod man;
 mod models;
 mod serve;
+mod status;
 mod steps;
+mod support;
 mod terminal;
 mod vet;
 
@@ -69,6 +75,18 @@ enum Verb {
     /// Read the audit log, or check that nobody changed it
     #[command(subcommand)]
     Audit(audit::Verb),
+    /// Show what the running server is doing
+    Status(status::Status),
+    /// Let the running server read its settings again
+    Reload(admin::Reload),
+    /// Take the running server out of rotation: not ready any more, and what it has may end
+    Drain(admin::Drain),
+    /// The running server's log, and prompts in it for a while
+    Logs(logs::Logs),
+    /// A link into the running server's console, which works once
+    Console(console::Console),
+    /// Collect what helps others to help, without secrets and prompts
+    SupportBundle(support::SupportBundle),
     /// Say whether everything is well, and if not, what to do
     Doctor(doctor::Doctor),
     /// Check the settings, or show them and where each came from
@@ -109,6 +127,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Models(verb) => models::run(verb, &cli.common),
         Verb::Keys(verb) => keys::run(verb, &cli.common),
         Verb::Audit(verb) => audit::run(verb, &cli.common),
+        Verb::Status(verb) => status::run(verb, &cli.common),
+        Verb::Reload(verb) => admin::reload(verb, &cli.common),
+        Verb::Drain(verb) => admin::drain(verb, &cli.common),
+        Verb::Logs(verb) => logs::run(verb, &cli.common),
+        Verb::Console(verb) => console::run(verb, &cli.common),
+        Verb::SupportBundle(verb) => support::run(verb, &cli.common),
         Verb::Doctor(verb) => doctor::run(verb, &cli.common),
         Verb::Config(verb) => config::run(verb, &cli.common),
         Verb::Man(verb) => man::run(verb),

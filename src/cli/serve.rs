@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::net::{SocketAddr, TcpListener as Socket};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,8 +12,9 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::load::{self, ModelFlags};
-use super::{CliError, Common, Exit};
+use super::{CliError, Common, Exit, doors};
 use crate::access::{Access, FirstKey};
+use crate::admin::{Addresses, Admin};
 use crate::audit::{Audit, Event, Who};
 use crate::config::{ConfigError, GitLab, Layers, Origin, Settings, layers};
 use crate::duo::Gateway;
@@ -21,6 +22,7 @@ use crate::duo::choice::Defaults;
 use crate::duo::identity::own::OwnKeys;
 use crate::duo::identity::{Bypass, Identity};
 use crate::duo::search::{Docs, LibraryError};
+use crate::log::{self, Format};
 use crate::reload::Reload;
 use crate::served::Models;
 use crate::server::listen::{self, Passed};
@@ -38,6 +40,9 @@ pub struct Serve {
     /// Address of the metrics; empty: none [default: 127.0.0.1:8082]
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<String>,
+    /// Address of the console, on loopback; empty: none [default: 127.0.0.1:5053]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    console: Option<String>,
     /// The GitLab whose requests are served, as this host reaches it
     #[arg(long, value_name = "URL")]
     gitlab: Option<String>,
@@ -57,6 +62,7 @@ impl Serve {
         for (flag, name, value) in [
             ("--listen", "server.listen", &self.listen),
             ("--metrics", "server.metrics", &self.metrics),
+            ("--console", "console.listen", &self.console),
             ("--gitlab", "gitlab.url", &self.gitlab),
             ("--state-dir", "server.state_dir", &directory),
             ("--drain", "server.drain", &self.drain),
@@ -74,7 +80,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
     verb.model.apply(&mut layers)?;
     let settings = Settings::of(&layers)?;
     load::check_names(&settings)?;
-    log(&settings);
+    log::start(&settings.log_level, if settings.log_format == "json" { Format::Json } else { Format::Text });
     let mut passed = passed(&settings)?;
     let tls = settings.front.tls.as_ref().map(Material::read).transpose()?.map(Tls::new);
     let (key, made) = FirstKey::of(&settings)?;
@@ -100,13 +106,19 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
             }
         }
         let docs = settings.docs.clone().map(|path| spawn_blocking(move || Docs::read(&path)));
+        let begin = Instant::now();
         let models = load::all(&settings)?;
+        let reading = begin.elapsed();
         let docs = match docs {
             Some(read) => read.await.expect("bug: reading documentation panicked").map_err(documentation)?,
             None => Docs::default(),
         };
         let models = Models::new(models).with_upstreams(load::upstreams(&settings)?);
         let metrics = Metrics::default();
+        metrics.loaded(reading);
+        if settings.vllm_metrics {
+            metrics.as_vllm();
+        }
         let shared = Shared {
             duo: Arc::new(Gateway {
                 identity,
@@ -125,11 +137,14 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         let names = shared.models.names().join(", ");
         let notices: Vec<String> = shared.models.iter().filter_map(|m| m.notice.clone()).collect();
         shared.health.expect_steps_within(settings.front.step);
+        let mut watched = Addresses::default();
         let metrics = Door::new(settings.front.metrics.clone(), None);
         if let Some(listener) = for_metrics(&settings, passed.metrics.take()).await? {
             let open = settings.metrics_open(listener.address().map_err(unusable)?);
             let bound = server::metrics::serve_on(listener, metrics.clone(), &shared, open);
-            eprintln!("metrics: http://{}/metrics", bound.map_err(unusable)?);
+            let bound = bound.map_err(unusable)?;
+            eprintln!("metrics: http://{bound}/metrics");
+            watched.metrics = Some(bound.to_string());
         }
         let door = Door::new(settings.front.addresses.clone(), tls);
         let listeners = for_api(&settings, passed).await?;
@@ -141,7 +156,10 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
             let access = access.clone();
             move |settings: &Settings| access.prepare(settings)
         });
-        tokio::spawn(reload_on_hangup(Arc::new(reload.audited(audit.clone())), serving.clone())?);
+        watched.api = urls(&settings, &addresses);
+        let reload = reload.audited(audit.clone());
+        let admin = doors::open(shared.clone(), &settings, &layers, reload, watched).await?;
+        tokio::spawn(reload_on_hangup(admin, serving.clone())?);
         tokio::spawn(access.clone().keep());
         let version = env!("CARGO_PKG_VERSION");
         let listen = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ");
@@ -195,22 +213,15 @@ fn reload(verb: Serve, common: &Common, door: Door, metrics: Door) -> Reload {
 }
 
 /// Reloads at every SIGHUP, for as long as the process runs.
-fn reload_on_hangup(reload: Arc<Reload>, serving: String) -> Result<impl Future<Output = ()>, CliError> {
+fn reload_on_hangup(admin: Arc<Admin>, serving: String) -> Result<impl Future<Output = ()>, CliError> {
     let mut hangups = caught(SignalKind::hangup())?;
     Ok(async move {
         while hangups.recv().await.is_some() {
-            let reload = reload.clone();
+            let admin = admin.clone();
             supervisor::reloading();
-            match spawn_blocking(move || reload.run()).await {
-                Ok(Ok(parts)) => {
-                    tracing::info!("reloaded: {}; all else changes at a restart", parts.join(", "));
-                }
-                Ok(Err(e)) => {
-                    tracing::error!("not reloaded, nothing has changed: {e} ({}); {}", e.origin, e.fix)
-                }
-                Err(_) => {
-                    tracing::error!("not reloaded: the reload broke; what it had not swapped is as before")
-                }
+            // The admin's log line says what came of it.
+            if spawn_blocking(move || admin.reload(&Who::Signal).is_ok()).await.is_err() {
+                tracing::error!("not reloaded: the reload broke; what it had not swapped is as before");
             }
             supervisor::ready(&serving);
         }
@@ -306,22 +317,16 @@ fn documentation(error: LibraryError) -> CliError {
         .fix("let duo.docs be a directory of Markdown files, or leave it out")
 }
 
-fn log(settings: &Settings) {
-    let filter = tracing_subscriber::EnvFilter::new(format!("warn,hearth={}", settings.log_level));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    // Fails only when a subscriber is set already, as in tests that run in one process.
-    let _ = match settings.log_format.as_str() {
-        "json" => builder.json().try_init(),
-        _ => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
-    };
+/// Where the API is.
+fn urls(settings: &Settings, addresses: &[SocketAddr]) -> String {
+    let scheme = if settings.front.tls.is_some() { "https" } else { "http" };
+    let urls: Vec<String> = addresses.iter().map(|address| format!("{scheme}://{address}")).collect();
+    urls.join(", ")
 }
 
 /// What a person at a terminal wants to know. The key is shown once, when it was made, and only to a terminal.
 fn greet(settings: &Settings, names: &str, notices: &[String], key: Option<&str>, addresses: &[SocketAddr]) {
-    let scheme = if settings.front.tls.is_some() { "https" } else { "http" };
-    let addresses: Vec<String> = addresses.iter().map(|address| format!("{scheme}://{address}")).collect();
-    eprintln!("hearth {} serves {names} at {}", env!("CARGO_PKG_VERSION"), addresses.join(", "));
+    eprintln!("hearth {} serves {names} at {}", env!("CARGO_PKG_VERSION"), urls(settings, addresses));
     for notice in notices {
         eprintln!("  {notice}");
     }

@@ -251,6 +251,30 @@ pub const KEYS: &[Key] = &[
         "sample",
         "how much of an imported model is compared with its sums when it is loaded",
     ),
+    key(
+        "admin.socket",
+        Kind::Path,
+        "",
+        "socket of `hearth status`, `reload` and their like; empty: admin.sock in the runtime or state directory",
+    ),
+    key(
+        "console.listen",
+        Kind::OptionalAddress,
+        "127.0.0.1:5053",
+        "address of the console, on loopback; empty: none",
+    ),
+    key(
+        "console.hosts",
+        Kind::List,
+        "",
+        "names under which browsers reach the console, beside this host's own",
+    ),
+    key(
+        "metrics.compat",
+        Kind::Choice(&["none", "vllm"]),
+        "none",
+        "other names under which figures are told too; vllm: those that inference gateways of Kubernetes read",
+    ),
     key("log.level", Kind::Choice(&["error", "warn", "info", "debug", "trace"]), "info", "what is logged"),
     key("log.format", Kind::Choice(&["text", "json"]), "text", "how it is logged"),
 ];

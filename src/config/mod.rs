@@ -77,6 +77,13 @@ pub struct Settings {
     pub prefix_cache: bool,
     pub log_level: String,
     pub log_format: String,
+    /// `None`: in the runtime or the state directory.
+    pub admin_socket: Option<PathBuf>,
+    /// `None`: no console.
+    pub console: Option<SocketAddr>,
+    pub console_hosts: Vec<String>,
+    /// Whether figures are told under vLLM's names too.
+    pub vllm_metrics: bool,
     pub gitlab: GitLab,
     /// Whether answers to GitLab are streamed where it asks for that.
     pub streaming: bool,
@@ -127,6 +134,17 @@ impl Settings {
             prefix_cache: layers.text("engine.prefix_cache") == "true",
             log_level: layers.text("log.level").to_owned(),
             log_format: layers.text("log.format").to_owned(),
+            admin_socket: Some(layers.text("admin.socket"))
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+            console: console(layers)?,
+            console_hosts: layers
+                .text("console.hosts")
+                .split(',')
+                .map(|name| name.trim().to_ascii_lowercase())
+                .filter(|name| !name.is_empty())
+                .collect(),
+            vllm_metrics: layers.text("metrics.compat") == "vllm",
             gitlab: GitLab::of(layers)?,
             streaming: layers.text("duo.streaming") == "true",
             models: layers.models().iter().map(|model| model.found_in(&store)).collect(),
@@ -164,4 +182,21 @@ fn quotas(layers: &Layers) -> Result<Quotas, ConfigError> {
         },
         failures: number("limits.failures")?,
     })
+}
+
+/// The console speaks plain HTTP, so it is for this machine alone; from elsewhere one comes through a tunnel.
+fn console(layers: &Layers) -> Result<Option<SocketAddr>, ConfigError> {
+    if layers.text("console.listen").is_empty() {
+        return Ok(None);
+    }
+    let address: SocketAddr = layers.parse("console.listen")?;
+    if !address.ip().is_loopback() {
+        let what = format!(
+            "`console.listen` is {address}, which others can reach; the console is for loopback only"
+        );
+        let port = address.port();
+        let fix = format!("set 127.0.0.1:{port}, and reach it by `ssh -L {port}:127.0.0.1:{port} HOST`");
+        return Err(ConfigError::new(layers.origin("console.listen"), what, fix));
+    }
+    Ok(Some(address))
 }

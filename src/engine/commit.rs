@@ -6,12 +6,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use hearth_kernels::sample::{SampleRow, Sampled};
 
 use super::batch::{Batch, Entry};
 use super::plan::{Scheduler, name};
 use super::request::{Event, Finish, Logprobs};
+use super::sequence::Group;
 use super::stop;
 
 impl Scheduler {
@@ -99,6 +101,7 @@ impl Scheduler {
     /// Takes the results of a step that was collected.
     pub fn commit(&mut self, batch: &mut Batch) {
         let Batch { entries, results, .. } = batch;
+        let now = self.shared.clock.now();
         for entry in &*entries {
             self.unreserve(entry);
             self.shared.gauges.rows.fetch_add(entry.rows.into(), Relaxed);
@@ -110,7 +113,7 @@ impl Scheduler {
             }
             if let Some(first) = entry.results.filter(|_| self.lives(entry)) {
                 let count = (entry.scored + u32::from(entry.draws)) as usize;
-                self.apply(entry, &mut results[first as usize..][..count]);
+                self.apply(entry, &mut results[first as usize..][..count], now);
             }
         }
     }
@@ -125,7 +128,7 @@ impl Scheduler {
         }
     }
 
-    fn apply(&mut self, entry: &Entry, results: &mut [Sampled]) {
+    fn apply(&mut self, entry: &Entry, results: &mut [Sampled], now: Duration) {
         let sequence = &mut self.sequences[entry.slot];
         if entry.draws {
             sequence.pending = None;
@@ -154,7 +157,7 @@ impl Scheduler {
             self.share(entry.slot);
         }
         if let [drawn] = draw {
-            self.deliver(entry, drawn);
+            self.deliver(entry, drawn, now);
         }
     }
 
@@ -171,13 +174,21 @@ impl Scheduler {
         }
     }
 
-    fn deliver(&mut self, entry: &Entry, drawn: &mut Sampled) {
+    fn deliver(&mut self, entry: &Entry, drawn: &mut Sampled, now: Duration) {
         let group = &mut self.groups[entry.group];
         let sequence = &mut self.sequences[entry.slot];
         let (choice, token) = (sequence.choice, drawn.token);
         sequence.push(token, &group.request.sampling);
         group.events.send(Event::Token { choice, token, logprobs: logprobs(drawn) });
         self.shared.gauges.tokens_out.fetch_add(1, Relaxed);
+        let timings = &self.shared.timings;
+        match sequence.spoke.replace(now) {
+            Some(before) => timings.between_tokens.observe(now.saturating_sub(before).as_secs_f64()),
+            None if !std::mem::replace(&mut group.spoken, true) => {
+                timings.first_token.observe(now.saturating_sub(group.submitted).as_secs_f64());
+            }
+            None => {}
+        }
         let length = sequence.tokens.len() as u32;
         if let Some(reason) = stop::verdict(&group.request, token, length, group.limit) {
             return self.finish(entry.slot, reason);
@@ -199,6 +210,7 @@ impl Scheduler {
     /// The prompt is scored and no token is asked for: every choice has come to its end.
     fn finish_scored(&mut self, group: u32) {
         let mut group = self.groups.remove(group);
+        self.over(&group);
         for slot in group.members.drain(..) {
             self.forget(slot);
         }
@@ -219,10 +231,17 @@ impl Scheduler {
         self.spawn(group, u32::from(successor));
     }
 
+    /// A request came to its end, or its reader has left.
+    pub(super) fn over(&self, group: &Group) {
+        let took = self.shared.clock.now().saturating_sub(group.submitted);
+        self.shared.timings.whole.observe(took.as_secs_f64());
+        tracing::debug!(id = %group.request.id, ?took, "a request ends");
+    }
+
     /// Ends a request and every choice of it with an error.
     pub fn fail(&mut self, group: u32, error: &str) {
         let mut failed = self.groups.remove(group);
-        tracing::warn!(request = %failed.request.id, error, "request failed");
+        tracing::warn!(id = %failed.request.id, error, "a request failed");
         for slot in failed.members.drain(..) {
             self.forget(slot);
         }

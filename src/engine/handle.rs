@@ -21,6 +21,7 @@ use super::sequence::Group;
 pub use super::stream::Tokens;
 use super::stream::{Bell, channel};
 use super::thread::Thread;
+use super::timings::Timings;
 
 /// How an engine serves. What the device can hold is the executor's [`Capacity`].
 #[derive(Clone)]
@@ -95,6 +96,7 @@ impl Engine {
             bell: Arc::default(),
             queue: Arc::default(),
             gauges: Gauges::default(),
+            timings: Timings::default(),
             stopping: AtomicBool::new(false),
             ending: Ending::default(),
         });
@@ -207,6 +209,11 @@ impl Handle {
         }
     }
 
+    /// How long things took so far.
+    pub fn timings(&self) -> &Timings {
+        &self.shared.timings
+    }
+
     /// Takes no more requests, finishes those it has within `drain`, fails the rest, and ends the thread. Await the
     /// result, [`wait`](Stopped::wait) for it, or drop it.
     pub fn stop(&self, drain: Duration) -> Stopped {
@@ -310,10 +317,11 @@ pub(crate) struct Shared {
     queue_requests: u32,
     queue_tokens: u64,
     buffer: u32,
-    clock: Arc<dyn Clock>,
+    pub clock: Arc<dyn Clock>,
     pub bell: Arc<Bell>,
     pub queue: Arc<Queue>,
     pub gauges: Gauges,
+    pub timings: Timings,
     stopping: AtomicBool,
     ending: Ending,
 }

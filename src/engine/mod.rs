@@ -21,3 +21,4 @@ mod slots;
 mod stop;
 mod stream;
 mod thread;
+pub mod timings;

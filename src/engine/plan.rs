@@ -153,7 +153,9 @@ impl Scheduler {
             self.waiting.insert(at, sequence);
         }
         if group.live == 0 {
-            self.groups.remove(slot).events.end(None);
+            let mut ended = self.groups.remove(slot);
+            self.over(&ended);
+            ended.events.end(None);
         }
     }
 
@@ -379,6 +381,9 @@ impl Scheduler {
         if let Some(permit) = group.permit.take() {
             drop(permit);
             group.cached = hits * size;
+            let waited = now.saturating_sub(group.submitted);
+            self.shared.timings.queue_wait.observe(waited.as_secs_f64());
+            tracing::debug!(id = %group.request.id, prompt = known, cached = group.cached, ?waited, "a request begins");
             gauges.tokens_in.fetch_add(known.into(), Relaxed);
             self.drain.left(known, now, &self.shared);
         }

@@ -14,6 +14,7 @@ use super::executor::Capacity;
 use super::handle::{Handle, Status, Stopped, Tokens};
 use super::prefix::{Half, Name, Namer};
 use super::request::{Refused, Request};
+use super::timings::Times;
 
 /// Tokens of a prompt that are remembered under one name. Smaller pages remember more exactly and cost a digest each.
 const PAGE: usize = 64;
@@ -91,6 +92,13 @@ impl Replicas {
     /// The engines themselves, in the order of their devices.
     pub fn each(&self) -> impl ExactSizeIterator<Item = &Handle> {
         self.0.each.iter().map(|replica| &replica.engine)
+    }
+
+    /// How long things took so far, on all of them together.
+    pub fn times(&self) -> Times {
+        let mut each = self.each().map(|engine| engine.timings().read());
+        let first = each.next().expect("bug: no replica");
+        each.fold(first, |sum, times| sum.and(&times))
     }
 
     /// Queues a request where it is likely to begin first. A replica that refuses it for want of room, or that has

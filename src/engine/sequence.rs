@@ -27,6 +27,8 @@ pub(crate) struct Group {
     pub scoring: Option<Sampling>,
     pub prompt_logprobs: Vec<Option<Logprobs>>,
     pub prompt_sent: bool,
+    /// Its first token is sent.
+    pub spoken: bool,
     /// Prompt tokens found in the cache when it began.
     pub cached: u32,
     /// The next choice to begin; those before have.
@@ -61,6 +63,7 @@ impl Group {
             scoring,
             prompt_logprobs,
             prompt_sent: false,
+            spoken: false,
             cached: 0,
             next_choice: 0,
             live: choices,
@@ -117,6 +120,8 @@ pub(crate) struct Sequence {
     pub named: u32,
     pub epoch: u32,
     pub begun: bool,
+    /// When its last token was sent.
+    pub spoke: Option<Duration>,
     /// Distinct tokens and their count in the output, ascending; empty while no penalty is on.
     pub seen: Vec<(u32, u32)>,
     pub mask: Option<Box<dyn Mask>>,
@@ -157,6 +162,7 @@ impl Sequence {
             named: 0,
             epoch: 0,
             begun: false,
+            spoke: None,
             seen,
             mask: None,
             allowed: Vec::new(),

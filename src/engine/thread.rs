@@ -142,6 +142,7 @@ impl Thread {
         if planned {
             guarded(|| executor.launch(&self.next.step))?;
             self.shared.gauges.steps.fetch_add(1, Relaxed);
+            self.shared.timings.batch.observe(self.next.entries.len() as f64);
         }
         if flying {
             collect(executor, &mut self.flying)?;

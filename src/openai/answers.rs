@@ -78,7 +78,8 @@ impl Answers {
             })?;
             usage.prompt += prompt.tokens.len() as u64;
             let text = model.text.clone();
-            let generation = Generation::new(text, tokens, &prompt.tokens, asked.choices, shape.clone());
+            let generation = Generation::new(text, tokens, &prompt.tokens, asked.choices, shape.clone())
+                .recorded(id, &model.name, &prompt.tokens);
             let base = i as u32 * asked.choices;
             let tagged: Tagged = Box::pin(generation.map(move |output| (base + choice(&output), output)));
             streams.push(tagged);

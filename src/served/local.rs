@@ -46,8 +46,9 @@ impl Served {
             ..Sampling::default()
         };
         let prompt: Arc<[u32]> = prompt.into();
+        let id = ask.id;
         let request = Request {
-            id: ask.id,
+            id: id.clone(),
             sampling,
             max_tokens: ask.max_tokens.min(room),
             stop_tokens: shape.stop_tokens.clone(),
@@ -57,7 +58,8 @@ impl Served {
             ..Request::new(prompt.clone())
         };
         let tokens = self.engine.submit(request).map_err(refused)?;
-        let generation = Generation::new(self.text.clone(), tokens, &prompt, 1, shape);
+        let generation =
+            Generation::new(self.text.clone(), tokens, &prompt, 1, shape).recorded(&id, &self.name, &prompt);
         let mut usage = Usage { input: prompt.len() as u32, output: 0 };
         Ok(Answer::new(generation.flat_map(move |output| futures::stream::iter(pieces(output, &mut usage)))))
     }

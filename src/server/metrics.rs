@@ -1,10 +1,13 @@
 //! Figures for Prometheus, on a port of their own: `/metrics`, in the OpenMetrics text format. On loopback nobody is asked for
 //! a key; elsewhere it must be one of class `metrics`, unless the settings say otherwise. No figure names a user, a prompt or
 //! a path.
+//!
+//! Names are dear to change: dashboards and alerts of sites stand on them, ours in `packaging/` among them.
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -15,7 +18,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -23,10 +26,13 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+mod vllm;
+
 use super::{Door, Health, Limits, Listener, Shared, accept, guard};
 use crate::duo::Gateway;
 use crate::duo::figures::Figures;
 use crate::engine::handle::Status;
+use crate::engine::timings::{Reading, Times};
 use crate::served::Models;
 use crate::upstream;
 
@@ -39,6 +45,11 @@ pub struct Metrics {
     seconds: Family<Labels, Histogram, fn() -> Histogram>,
     /// The same under the original gateway's name.
     handlers: Family<Labels, Histogram, fn() -> Histogram>,
+    reloads: Family<Labels, Counter>,
+    /// Seconds that reading the models took at the start, once they are read.
+    load: Arc<OnceLock<Duration>>,
+    /// Whether vLLM's names are told too.
+    vllm: Arc<AtomicBool>,
     /// What the GitLab dialect counts.
     pub duo: Figures,
 }
@@ -55,6 +66,9 @@ impl Default for Metrics {
             requests: Family::default(),
             seconds: Family::new_with_constructor(seconds),
             handlers: Family::new_with_constructor(coarse),
+            reloads: Family::default(),
+            load: Arc::default(),
+            vllm: Arc::default(),
             duo: Figures::default(),
         }
     }
@@ -72,6 +86,22 @@ impl Metrics {
         self.seconds.get_or_create(&vec![route]).observe(time.as_secs_f64());
     }
 
+    /// The settings were read again, and put in force or not.
+    pub fn reloaded(&self, well: bool) {
+        let outcome = if well { "done" } else { "refused" };
+        self.reloads.get_or_create(&vec![("outcome", outcome.to_owned())]).inc();
+    }
+
+    /// Reading the models took that long.
+    pub fn loaded(&self, time: Duration) {
+        let _ = self.load.set(time);
+    }
+
+    /// From now on figures are told under vLLM's names too.
+    pub fn as_vllm(&self) {
+        self.vllm.store(true, Ordering::Relaxed);
+    }
+
     fn registry(&self, shared: &Shared) -> Registry {
         let Shared { models, health, duo, access, .. } = shared.clone();
         let mut all = Registry::default();
@@ -80,10 +110,19 @@ impl Metrics {
         self.duo.register(&mut all, &models);
         let registry = all.sub_registry_with_prefix("hearth");
         registry.register("requests", "Answers sent, by route and status", self.requests.clone());
-        let help = "From a request's headers to the end of its answer, in seconds";
-        registry.register("request_seconds", help, self.seconds.clone());
+        let help = "From a request's headers to the end of its answer";
+        registry.register("request_duration_seconds", help, self.seconds.clone());
         access.register(registry);
-        registry.register_collector(Box::new(Engines { models, health, duo }));
+        registry.register("reloads", "Settings read again, by what came of it", self.reloads.clone());
+        // Present from the beginning, so that an alert on a change sees the first one.
+        for outcome in ["done", "refused"] {
+            drop(self.reloads.get_or_create(&vec![("outcome", outcome.to_owned())]));
+        }
+        let load = self.load.clone();
+        registry.register_collector(Box::new(Engines { models: models.clone(), health, duo, load }));
+        if self.vllm.load(Ordering::Relaxed) {
+            all.register_collector(Box::new(vllm::Names { models }));
+        }
         all
     }
 }
@@ -93,6 +132,7 @@ struct Engines {
     models: Models,
     health: Arc<Health>,
     duo: Arc<Gateway>,
+    load: Arc<OnceLock<Duration>>,
 }
 
 impl fmt::Debug for Engines {
@@ -103,25 +143,38 @@ impl fmt::Debug for Engines {
 
 type Row = (&'static str, &'static str, fn(&Status) -> u64);
 
-const GAUGES: [Row; 5] = [
-    ("running", "Requests that have begun and not ended", |s| s.running.into()),
-    ("waiting", "Requests that have not begun", |s| s.waiting.into()),
-    ("queued_tokens", "Prompt tokens of the requests that have not begun", |s| s.queued_tokens),
-    ("blocks_used", "Blocks of keys and values that belong to a sequence", |s| s.blocks_used.into()),
-    ("blocks", "Blocks of keys and values in all", |s| s.blocks_total.into()),
+const GAUGES: [Row; 4] = [
+    ("requests_running", "Requests that have begun and not ended", |s| s.running.into()),
+    ("queue_depth", "Requests that have not begun", |s| s.waiting.into()),
+    ("queue_tokens", "Prompt tokens of the requests that have not begun", |s| s.queued_tokens),
+    ("engine_up", "1 while the model's engine runs", |s| s.alive.into()),
 ];
 
 const COUNTERS: [Row; 9] = [
     ("prompt_tokens", "Prompt tokens of requests that began", |s| s.tokens_in),
-    ("answer_tokens", "Tokens sent", |s| s.tokens_out),
-    ("prefix_queries", "Prompt tokens looked up in the prefix cache", |s| s.prefix_queries),
-    ("prefix_hits", "Prompt tokens found in the prefix cache", |s| s.prefix_hits),
+    ("generated_tokens", "Tokens sent", |s| s.tokens_out),
+    ("prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache", |s| s.prefix_queries),
+    ("prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache", |s| s.prefix_hits),
     ("steps", "Steps of the engine", |s| s.steps),
     ("rows", "Tokens computed, of prompts and answers", |s| s.rows),
     ("wasted_rows", "Tokens in the making when their reader left", |s| s.wasted_rows),
     ("failed_steps", "Steps that failed", |s| s.failed_steps),
     ("preemptions", "Sequences that gave their blocks back and began again", |s| s.preemptions),
 ];
+
+type TimingRow = (&'static str, &'static str, fn(&Times) -> &Reading);
+
+const TIMINGS: [TimingRow; 4] = [
+    ("queue_wait_seconds", "From a request's submission to its first step", |t| &t.queue_wait),
+    ("time_to_first_token_seconds", "From a request's submission to its first token", |t| &t.first_token),
+    ("inter_token_seconds", "Between two tokens of an answer", |t| &t.between_tokens),
+    ("batch_size", "Sequences in a step", |t| &t.batch),
+];
+
+/// Writes a histogram between its own edges, or between some of them.
+fn histogram(mut to: MetricEncoder<'_>, reading: &Reading, edges: &[f64]) -> Result<(), fmt::Error> {
+    to.encode_histogram::<[(&str, String); 0]>(reading.sum, reading.count(), &reading.with_edges(edges), None)
+}
 
 type UpstreamRow = (&'static str, &'static str, MetricType, fn(&upstream::Status) -> u64);
 
@@ -149,6 +202,41 @@ impl Collector for Engines {
                 ConstCounter::new(of(status)).encode(metric.encode_family(label)?)?;
             }
         }
+        let help = "Blocks of keys and values, by what they are";
+        let mut blocks = encoder.encode_descriptor("kv_blocks", help, None, MetricType::Gauge)?;
+        for ([model], status) in &models {
+            let free = status.blocks_total.saturating_sub(status.blocks_used);
+            for (state, count) in [("used", status.blocks_used), ("free", free)] {
+                let labels = [model.clone(), ("state", state.to_owned())];
+                ConstGauge::new(u64::from(count)).encode(blocks.encode_family(&labels)?)?;
+            }
+        }
+        let help = "Share of the blocks of keys and values that belong to a sequence";
+        let mut usage = encoder.encode_descriptor("kv_usage_ratio", help, None, MetricType::Gauge)?;
+        for (label, status) in &models {
+            let share = f64::from(status.blocks_used) / f64::from(status.blocks_total.max(1));
+            ConstGauge::new(share).encode(usage.encode_family(label)?)?;
+        }
+        let times: Vec<_> = self.models.iter().map(|model| model.engine.times()).collect();
+        for (name, help, of) in TIMINGS {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for ((label, _), times) in models.iter().zip(&times) {
+                let reading = of(times);
+                histogram(metric.encode_family(label)?, reading, reading.edges)?;
+            }
+        }
+        if let Some(time) = self.load.get() {
+            let help = "Reading the models at the start";
+            let load = encoder.encode_descriptor("model_load_seconds", help, None, MetricType::Gauge)?;
+            ConstGauge::new(time.as_secs_f64()).encode(load)?;
+        }
+        let help = "1, with what this process is";
+        let mut build = encoder.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
+        let labels = [("version", env!("CARGO_PKG_VERSION"))];
+        ConstGauge::new(1u64).encode(build.encode_family(&labels)?)?;
+        let help = "1 while no new work is taken";
+        let draining = encoder.encode_descriptor("draining", help, None, MetricType::Gauge)?;
+        ConstGauge::new(u64::from(self.health.draining())).encode(draining)?;
         let mut upstreams: Vec<_> = self.models.upstream().map(|m| &m.upstream).collect();
         upstreams.dedup_by(|a, b| Arc::ptr_eq(a, b));
         for (name, help, kind, of) in UPSTREAMS {
@@ -168,7 +256,7 @@ impl Collector for Engines {
             ConstGauge::new(age.as_secs_f64()).encode(of_keys)?;
         }
         let help = "Requests whose answer is not sent yet";
-        let in_flight = encoder.encode_descriptor("in_flight", help, None, MetricType::Gauge)?;
+        let in_flight = encoder.encode_descriptor("requests_in_flight", help, None, MetricType::Gauge)?;
         ConstGauge::new(self.health.in_flight()).encode(in_flight)
     }
 }
@@ -190,6 +278,14 @@ pub fn serve_on(listener: Listener, door: Door, shared: &Shared, open: bool) -> 
     let limits = Limits { connections: 64, ..Limits::default() };
     tokio::spawn(accept::run(vec![listener], door, router, limits, std::future::pending()));
     Ok(bound)
+}
+
+/// All figures as text, for who is not Prometheus.
+pub fn text_of(shared: &Shared) -> String {
+    let mut text = String::new();
+    // Writing to a text cannot fail.
+    let _ = encode(&mut text, &shared.metrics.registry(shared));
+    text
 }
 
 async fn text(State(registry): State<Arc<Registry>>) -> Response {

@@ -22,6 +22,8 @@ use super::{Limits, Shared};
 use crate::openai::BODY_LIMIT;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
+/// Where callers put the id: GitLab's own services in the first.
+const NAMES: [&str; 3] = ["x-request-id", "x-gitlab-correlation-id", "x-correlation-id"];
 /// Seconds from the request's headers to the answer's.
 const PROCESS_TIME: HeaderName = HeaderName::from_static("x-process-time");
 
@@ -38,8 +40,8 @@ impl RequestId {
     }
 
     fn of(request: &Request) -> Self {
-        let given = request.headers().get(HEADER).and_then(|v| v.to_str().ok()).filter(|id| sane(id));
-        given.map_or_else(Self::random, |id| Self(id.into()))
+        let given = |name| request.headers().get(name).and_then(|v| v.to_str().ok()).filter(|id| sane(id));
+        NAMES.into_iter().find_map(given).map_or_else(Self::random, |id| Self(id.into()))
     }
 }
 
@@ -80,12 +82,9 @@ impl Said {
     }
 }
 
-impl std::fmt::Display for Said {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (i, (name, text)) in self.0.iter().enumerate() {
-            write!(f, "{}{name}={text:?}", if i == 0 { "" } else { " " })?;
-        }
-        Ok(())
+impl Said {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, text)| text.as_str())
     }
 }
 
@@ -115,16 +114,34 @@ impl Drop for Flight {
         let time = self.begin.elapsed();
         self.shared.health.end();
         self.shared.metrics.request(known(&self.method), &self.route, self.status, time);
-        tracing::info!(
-            id = %self.id.0,
-            method = known(&self.method),
-            route = %self.route,
-            status = self.status.as_u16(),
-            ms = time.as_millis() as u64,
-            peer = self.peer.map(tracing::field::display),
-            said = %self.said,
-            "request"
-        );
+        let said = &self.said;
+        // A macro's level is fixed where it is written: what failed on our side is a warning.
+        macro_rules! told {
+            ($level:ident) => {
+                tracing::$level!(
+                    id = %self.id.0,
+                    method = known(&self.method),
+                    route = %self.route,
+                    status = self.status.as_u16(),
+                    ms = time.as_millis() as u64,
+                    peer = self.peer.map(tracing::field::display),
+                    gitlab_version = said.get("gitlab_version"),
+                    gitlab_host_name = said.get("gitlab_host_name"),
+                    gitlab_instance_id = said.get("gitlab_instance_id"),
+                    gitlab_realm = said.get("gitlab_realm"),
+                    gitlab_feature_enablement_type = said.get("gitlab_feature_enablement_type"),
+                    gitlab_language_server_version = said.get("gitlab_language_server_version"),
+                    user_agent = said.get("user_agent"),
+                    duration_request = said.get("duration_request"),
+                    token_issuer = said.get("token_issuer"),
+                    "request"
+                )
+            };
+        }
+        match self.status.is_server_error() {
+            true => told!(warn),
+            false => told!(info),
+        }
     }
 }
 

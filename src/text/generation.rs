@@ -15,6 +15,7 @@ use super::detokenize::Detokenizer;
 use super::stop::{Scan, Stops};
 use crate::engine::handle::Tokens;
 use crate::engine::request::{Event, Finish, Logprobs};
+use crate::log::prompts::{PROMPTS, Recording};
 
 /// How text is made of tokens.
 #[derive(Clone, Debug, Default)]
@@ -83,6 +84,8 @@ pub struct Generation {
     choices: Vec<Choice>,
     /// An end that follows the piece handed out last.
     next: Option<Output>,
+    /// For the log, while prompts are asked for there.
+    recording: Option<Recording>,
 }
 
 impl Generation {
@@ -97,7 +100,14 @@ impl Generation {
             })
             .collect();
         let stop_tokens = shape.stop_tokens.iter().copied().collect();
-        Self { text, tokens, shape, stop_tokens, choices, next: None }
+        Self { text, tokens, shape, stop_tokens, choices, next: None, recording: None }
+    }
+
+    /// Tells the log, if prompts are asked for there just now.
+    pub fn recorded(mut self, id: &str, model: &str, prompt: &[u32]) -> Self {
+        let tokenizer = &self.text.tokenizer;
+        self.recording = PROMPTS.recording(id, model, || tokenizer.decode(prompt, false));
+        self
     }
 
     fn token(&mut self, choice: u32, token: u32, logprobs: Option<Logprobs>) -> Option<Output> {
@@ -173,6 +183,11 @@ impl Stream for Generation {
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Ready(Some(event)) => {
                     if let Some(output) = this.take(event) {
+                        if let (Some(recording), Output::Piece { text, .. } | Output::Finished { text, .. }) =
+                            (&mut this.recording, &output)
+                        {
+                            recording.add(text);
+                        }
                         return Poll::Ready(Some(output));
                     }
                 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Upstream;
 use super::breaker::Breaker;
+use crate::log::prompts::{PROMPTS, Recording};
 use crate::outbound::{self, OutboundError};
 use crate::served::ask::Failure;
 
@@ -30,6 +31,8 @@ pub struct Line {
     upstream: Arc<Upstream>,
     answer: outbound::Answer,
     end: Instant,
+    /// For the log, while prompts are asked for there.
+    recording: Option<Recording>,
     /// Given back when the line is dropped.
     _slot: OwnedSemaphorePermit,
 }
@@ -77,6 +80,7 @@ impl Upstream {
             headers.insert("x-request-id", id);
         }
         let url = self.outbound.base().join(path);
+        let recording = PROMPTS.recording(id, &self.name, || String::from_utf8_lossy(&body).into_owned());
         let mut attempt = Attempt { breaker: &self.breaker, begin, ended: false };
         let answer =
             timeout_at(end, self.outbound.post(url, headers, body)).await.map_err(|_| self.late())?;
@@ -93,7 +97,7 @@ impl Upstream {
             }
         }
         let answer = answer.map_err(|error| self.failed(error))?;
-        Ok(Line { upstream: self.clone(), answer, end, _slot: slot })
+        Ok(Line { upstream: self.clone(), answer, end, recording, _slot: slot })
     }
 
     /// Counts a failure and tells the log.
@@ -161,7 +165,12 @@ impl Line {
         match timeout_at(self.end, self.answer.piece()).await {
             Err(_) => Err(self.upstream.late()),
             Ok(Err(error)) => Err(self.upstream.failed(error)),
-            Ok(Ok(piece)) => Ok(piece),
+            Ok(Ok(piece)) => {
+                if let (Some(recording), Some(piece)) = (&mut self.recording, &piece) {
+                    recording.add(&String::from_utf8_lossy(piece));
+                }
+                Ok(piece)
+            }
         }
     }
 

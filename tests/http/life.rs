@@ -233,10 +233,10 @@ fn the_figures_count_requests_and_tokens() {
     for line in [
         "hearth_requests_total{route=\"/v1/completions\",status=\"200\"} 1",
         "hearth_requests_total{route=\"/v1/completions\",status=\"400\"} 1",
-        "hearth_request_seconds_count{route=\"/v1/completions\"} 2",
-        "hearth_answer_tokens_total{model=\"ember\"} 5",
-        "hearth_answer_tokens_total{model=\"plain\"} 0",
-        "hearth_blocks{model=\"ember\"} 512",
+        "hearth_request_duration_seconds_count{route=\"/v1/completions\"} 2",
+        "hearth_generated_tokens_total{model=\"ember\"} 5",
+        "hearth_generated_tokens_total{model=\"plain\"} 0",
+        "hearth_kv_blocks{model=\"ember\",state=\"free\"} 512",
         "# EOF",
     ] {
         assert!(reply.body.lines().any(|l| l == line), "no {line} in\n{}", reply.body);

@@ -167,12 +167,12 @@ impl Served {
     pub fn idle(&self) {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
-            let running = self.metric("hearth_running") + self.metric("hearth_waiting");
-            let held = self.metric("hearth_blocks_used");
+            let running = self.metric("hearth_requests_running") + self.metric("hearth_queue_depth");
+            let held = self.metric("hearth_kv_usage_ratio");
             if running == 0.0 && held == 0.0 {
                 return;
             }
-            assert!(Instant::now() < end, "{running} requests and {held} blocks are still held");
+            assert!(Instant::now() < end, "{running} requests and {held} of the blocks are still held");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
