@@ -2,6 +2,7 @@
 
 mod admin;
 mod audit;
+mod bundle;
 mod chat;
 mod complete;
 mod completions;
@@ -16,6 +17,8 @@ mod load;
 mod logs;
 mod man;
 mod models;
+#[cfg(feature = "pull")]
+mod pull;
 mod serve;
 mod status;
 mod steps;
@@ -87,6 +90,9 @@ enum Verb {
     Console(console::Console),
     /// Collect what helps others to help, without secrets and prompts
     SupportBundle(support::SupportBundle),
+    /// Everything for a site without a network, in one signed archive
+    #[command(subcommand)]
+    Bundle(bundle::Verb),
     /// Say whether everything is well, and if not, what to do
     Doctor(doctor::Doctor),
     /// Check the settings, or show them and where each came from
@@ -125,6 +131,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Complete(verb) => complete::run(verb, &cli.common),
         Verb::Chat(verb) => chat::run(verb, &cli.common),
         Verb::Models(verb) => models::run(verb, &cli.common),
+        Verb::Bundle(verb) => bundle::run(verb, &cli.common),
         Verb::Keys(verb) => keys::run(verb, &cli.common),
         Verb::Audit(verb) => audit::run(verb, &cli.common),
         Verb::Status(verb) => status::run(verb, &cli.common),

@@ -33,11 +33,15 @@ use std::path::{Path, PathBuf};
 pub use archive::entries;
 pub use blob::{Broken, Sums, hex, pass, sha256};
 pub use error::{StoreError, brief};
-pub use export::export;
+pub use export::{Hashed, append as append_model, append_bytes, export, header as tar_header};
 pub use import::{Import, Imported, Request};
 pub use manifest::{FileEntry, Licence, Manifest, SUMS, parse_sums};
+pub use policy::{flat, is_wanted};
 pub use source::{Found, Offer, Source, files};
 pub use verify::{How, Report, at_load, verify};
+
+/// What stands in a model's directory beside its own files.
+pub const OWN_FILES: [&str; 2] = [manifest::SUMS, manifest::JSON];
 
 /// Who is told how far something long has come.
 pub trait Watch {

@@ -91,6 +91,11 @@ pub fn by_name(name: &str) -> Verdict {
     }
 }
 
+/// Whether a checkpoint's file of that name would be taken.
+pub fn is_wanted(name: &str) -> bool {
+    matches!(by_name(name), Verdict::Take(_))
+}
+
 /// Whether it is the text of a licence.
 pub fn is_licence(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();

@@ -151,8 +151,21 @@ impl Recorder {
 
     /// What was recorded and then did not come about is recorded as that.
     pub fn ended(&self, result: &Result<Imported, StoreError>) {
-        if let (true, Err(error)) = (self.imported.take(), result) {
-            let event = Event::ChangeFailed { of: "model_imported".to_owned(), what: error.to_string() };
+        match result {
+            Ok(_) => self.done(),
+            Err(error) => self.failed(&error.to_string()),
+        }
+    }
+
+    /// What was recorded has come about.
+    pub fn done(&self) {
+        self.imported.set(false);
+    }
+
+    /// The same, of whoever knows more than the import does.
+    pub fn failed(&self, why: &str) {
+        if self.imported.take() {
+            let event = Event::ChangeFailed { of: "model_imported".to_owned(), what: why.to_owned() };
             self.audit.note(&Who::caller(), &event);
         }
     }

@@ -1,7 +1,7 @@
 //! `hearth models`: checkpoints in and out of the store, what each is and needs, what is configured.
 
 mod catalog;
-mod import;
+pub mod import;
 mod inspect;
 mod list;
 mod stored;
@@ -29,6 +29,9 @@ pub enum Verb {
     Export(stored::Export),
     /// Remove an imported model, or what an import left that was cut off
     Remove(stored::Remove),
+    /// Download a checkpoint and take it in, on a host that reaches the hub
+    #[cfg(feature = "pull")]
+    Pull(super::pull::Pull),
     /// The checkpoints that are known: licence, features, formats, hardware
     Catalog(catalog::Catalog),
 }
@@ -76,6 +79,8 @@ pub fn run(verb: Verb, common: &Common) -> Result<(), CliError> {
         Verb::Verify(verb) => stored::verify(verb, common),
         Verb::Export(verb) => stored::export(verb, common),
         Verb::Remove(verb) => stored::remove(verb, common),
+        #[cfg(feature = "pull")]
+        Verb::Pull(verb) => super::pull::run(verb, common),
         Verb::Catalog(verb) => catalog::run(verb),
     }
 }
