@@ -7,6 +7,7 @@
 use std::error::Error as _;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -157,6 +158,26 @@ pub struct Outbound {
 impl Outbound {
     /// `authorities` is a file of certificates in PEM form that are trusted beside the system's.
     pub fn new(base: Base, authorities: Option<&Path>, limits: Limits) -> Result<Self, OutboundError> {
+        let authorities: Vec<&Path> = authorities.into_iter().collect();
+        Self::built(base, None, &authorities, limits)
+    }
+
+    /// The same to a known address, whatever its name leads to elsewhere.
+    pub fn at(
+        base: Base,
+        address: SocketAddr,
+        authorities: &[&Path],
+        limits: Limits,
+    ) -> Result<Self, OutboundError> {
+        Self::built(base, Some(address), authorities, limits)
+    }
+
+    fn built(
+        base: Base,
+        address: Option<SocketAddr>,
+        authorities: &[&Path],
+        limits: Limits,
+    ) -> Result<Self, OutboundError> {
         let mut builder = Client::builder()
             .redirect(Policy::none())
             .no_proxy()
@@ -170,8 +191,13 @@ impl Outbound {
         if base.0.scheme() == "http" {
             // No certificate is ever looked at: a host without the system's own must not be an error.
             builder = builder.tls_certs_only([]);
-        } else if let Some(path) = authorities {
-            builder = builder.tls_certs_merge(certificates(path)?);
+        } else {
+            for path in authorities {
+                builder = builder.tls_certs_merge(certificates(path)?);
+            }
+        }
+        if let (Some(address), Some(host)) = (address, base.0.host_str()) {
+            builder = builder.resolve(host, address);
         }
         let client = builder.build().map_err(|e| OutboundError::Tls(chain(&e)))?;
         Ok(Self { client, base, limits })

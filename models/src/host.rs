@@ -17,14 +17,16 @@ const UNLIMITED: u64 = 1 << 60;
 impl Available {
     /// Reads /proc and /sys. `None` where there is neither.
     pub fn now() -> Option<Available> {
-        Available::below(Path::new("/proc"), Path::new("/sys/fs/cgroup"))
+        let sys = Path::new("/sys");
+        Available::below(Path::new("/proc"), &sys.join("fs/cgroup"), &sys.join("devices/system/node"))
     }
 
-    fn below(proc: &Path, groups: &Path) -> Option<Available> {
-        let text = fs::read_to_string(proc.join("meminfo")).ok()?;
-        let machine = Available {
-            bytes: kilobytes(&text, "MemAvailable:")?,
-            limit: "MemAvailable of this machine".into(),
+    fn below(proc: &Path, groups: &Path, nodes: &Path) -> Option<Available> {
+        let meminfo = fs::read_to_string(proc.join("meminfo")).unwrap_or_default();
+        let machine = match kilobytes(&meminfo, "MemAvailable:") {
+            Some(bytes) => Available { bytes, limit: "MemAvailable of this machine".into() },
+            // A hardened service (ProcSubset=pid) is not shown the file.
+            None => Available { bytes: of_nodes(nodes)?, limit: "free memory of this machine".into() },
         };
         let own = fs::read_to_string(proc.join("self/cgroup")).unwrap_or_default();
         let limits = own.lines().flat_map(|line| group_limits(line, groups));
@@ -35,6 +37,18 @@ impl Available {
 fn kilobytes(meminfo: &str, key: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// What the nodes' own files say is free, or could be: pages of files are the kernel's to drop.
+fn of_nodes(nodes: &Path) -> Option<u64> {
+    let entries = fs::read_dir(nodes).ok()?.filter_map(|entry| Some(entry.ok()?.path().join("meminfo")));
+    let texts: Vec<String> = entries.filter_map(|file| fs::read_to_string(file).ok()).collect();
+    // Lines are `Node 0 MemFree:  1234 kB`.
+    let sum = |key: &str| -> u64 {
+        let value = |line: &str| kilobytes(line.split_once(&format!(" {key}:"))?.1, "");
+        texts.iter().flat_map(|text| text.lines()).filter_map(value).sum()
+    };
+    Some(sum("MemFree") + sum("Active(file)") + sum("Inactive(file)")).filter(|bytes| *bytes > 0)
 }
 
 /// What the control group of a line of /proc/self/cgroup and those above it leave: limit minus use, where file pages
@@ -83,7 +97,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        Available::below(&proc, &groups).unwrap()
+        Available::below(&proc, &groups, &dir.path().join("nodes")).unwrap()
     }
 
     #[test]
@@ -113,6 +127,25 @@ mod tests {
         ];
         let got = host("5:cpu,cpuacct:/docker/x\n4:memory:/docker/x\n", &files);
         assert_eq!(got.bytes, 800_000);
+    }
+
+    #[test]
+    fn a_service_that_is_not_shown_meminfo_asks_the_nodes() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = |name: &str, free: u64| {
+            let of = dir.path().join("nodes").join(name);
+            fs::create_dir_all(&of).unwrap();
+            let text = format!(
+                "Node 0 MemTotal:  9000 kB\nNode 0 MemFree:   {free} kB\nNode 0 Active(file):  30 kB\nNode 0 \
+                 Inactive(file): 20 kB\n"
+            );
+            fs::write(of.join("meminfo"), text).unwrap();
+        };
+        let below = || Available::below(&dir.path().join("proc"), dir.path(), &dir.path().join("nodes"));
+        assert_eq!(below(), None);
+        node("node0", 1000);
+        node("node1", 500);
+        assert_eq!(below().unwrap().bytes, (1500 + 2 * 50) * 1024);
     }
 
     #[test]

@@ -20,23 +20,27 @@ pub enum Place {
 /// One place, and what those share that compute there.
 pub struct Spot {
     pub place: Place,
+    /// What it is, for people.
+    pub said: String,
     pub arbiter: Arc<Arbiter>,
     /// Memory that models may take.
     pub available: Available,
 }
 
 impl Spot {
-    fn new(place: Place) -> Result<Self, CliError> {
+    fn new(place: Place, said: String) -> Result<Self, CliError> {
         let available = place.available()?;
-        Ok(Self { place, arbiter: Arc::default(), available })
+        Ok(Self { place, said, arbiter: Arc::default(), available })
     }
 
     /// As `engine.device` asks: every GPU, or the processor. A GPU that is here and cannot be used is an error unless the
     /// CPU was asked for: nobody buys one to be served by the processor unawares.
     pub fn all(settings: &Settings) -> Result<Vec<Self>, CliError> {
-        let on_processor = || Ok(vec![Self::new(Place::Processor(processor(settings)?))?]);
+        let on_processor = |why: &str| {
+            Ok(vec![Self::new(Place::Processor(processor(settings)?), format!("the CPU ({why})"))?])
+        };
         if settings.device == "cpu" {
-            return on_processor();
+            return on_processor("as engine.device says");
         }
         match gpu::open() {
             Ok(devices) => devices
@@ -44,18 +48,15 @@ impl Spot {
                 .map(|device| {
                     let (free, total) = memory(&device)?;
                     let gib = |bytes: usize| bytes as f64 / f64::from(1u32 << 30);
-                    eprintln!("device: {}, {:.1} of {:.1} GiB free", device.name(), gib(free), gib(total));
-                    Self::new(Place::Gpu(device))
+                    let said = format!("{}, {:.1} of {:.1} GiB free", device.name(), gib(free), gib(total));
+                    Self::new(Place::Gpu(device), said)
                 })
                 .collect(),
             Err(none) if settings.device == "cuda" || none.is_an_obstacle => {
                 Err(CliError::new(Exit::Device, none.reason)
                     .fix("mend that, or serve on the CPU: --device cpu"))
             }
-            Err(none) => {
-                eprintln!("device: the CPU ({})", none.reason);
-                on_processor()
-            }
+            Err(none) => on_processor(&none.reason),
         }
     }
 }

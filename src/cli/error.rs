@@ -16,6 +16,7 @@ pub enum Exit {
     Device = 5,
     Memory = 6,
     Port = 7,
+    GitLab = 8,
     /// The server that a verb asks is not running.
     NotRunning = 9,
     Busy = 75,
@@ -32,6 +33,7 @@ Exit codes:
   5    device or driver
   6    does not fit in memory
   7    port in use or permission denied
+  8    GitLab: address, trust or clock
   9    server not running
   75   try again: busy or shutting down
   130  interrupted";
@@ -56,6 +58,12 @@ impl CliError {
 
     pub fn fix(self, fix: impl Into<String>) -> Self {
         Self { fix: Some(fix.into()), ..self }
+    }
+
+    /// What is wrong, and what to do.
+    pub fn parts(&self) -> (String, Option<&str>) {
+        let place = self.place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
+        (format!("{}{place}", self.what), self.fix.as_deref())
     }
 
     pub fn code(&self) -> ExitCode {

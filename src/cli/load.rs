@@ -41,7 +41,7 @@ pub const BUILT_IN: Option<&str> = None;
 const CONTEXTS: usize = 8;
 
 /// Which models, and how they are run.
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Default)]
 pub struct ModelFlags {
     /// A checkpoint's directory, NAME=DIR, or the name of a configured or built-in model; may be repeated
     #[arg(long = "model", value_name = "DIR|NAME")]
@@ -163,32 +163,59 @@ pub fn all(settings: &Settings) -> Result<Vec<Served>, CliError> {
     if settings.models.is_empty() {
         return Ok(Vec::new());
     }
-    let spots = Spot::all(settings)?;
-    let spread = spread(&settings.models, &spots)?;
-    let on = |spot: usize| spread.iter().flatten().filter(|s| **s == spot).count() as u64;
-    let mut opened = Vec::new();
-    for (entry, at) in settings.models.iter().zip(&spread) {
-        // Replicas are alike, so the one with the least room decides.
-        let share = at.iter().map(|spot| spots[*spot].available.bytes / on(*spot)).min();
-        let share = share.expect("bug: a model without a replica");
-        opened.push(Opened::new(entry, settings, share, &spots[at[0]].place)?);
+    let plan = Plan::new(settings)?;
+    for spot in &plan.spots {
+        eprintln!("device: {}", spot.said);
     }
-    for (model, at) in opened.iter().zip(&spread) {
+    for (model, at) in plan.opened.iter().zip(&plan.spread) {
         let replicas = if at.len() > 1 { format!(", {} replicas, each", at.len()) } else { String::new() };
         eprintln!("{}{replicas}\n{}", model.entry.name, model.memory);
     }
-    for (index, spot) in spots.iter().enumerate() {
-        let here = opened.iter().zip(&spread).flat_map(|(model, at)| {
-            at.iter().filter(|spot| **spot == index).map(|_| (model.entry.name.as_str(), &model.memory))
-        });
-        fit(&here.collect::<Vec<_>>(), &spot.available)
-            .map_err(|e| CliError::new(Exit::Memory, e.to_string()))?;
+    plan.fits()?;
+    let Plan { spots, spread, opened } = plan;
+    let start =
+        |(model, at): (Opened<'_>, &Vec<usize>)| model.start(settings, at.iter().map(|spot| &spots[*spot]));
+    opened.into_iter().zip(&spread).map(start).collect()
+}
+
+/// Every configured model, looked at and not read yet, and where each will be.
+pub struct Plan<'a> {
+    spots: Vec<Spot>,
+    spread: Vec<Vec<usize>>,
+    opened: Vec<Opened<'a>>,
+}
+
+impl<'a> Plan<'a> {
+    pub fn new(settings: &'a Settings) -> Result<Self, CliError> {
+        let spots = Spot::all(settings)?;
+        let spread = spread(&settings.models, &spots)?;
+        let on = |spot: usize| spread.iter().flatten().filter(|s| **s == spot).count() as u64;
+        let mut opened = Vec::new();
+        for (entry, at) in settings.models.iter().zip(&spread) {
+            // Replicas are alike, so the one with the least room decides.
+            let share = at.iter().map(|spot| spots[*spot].available.bytes / on(*spot)).min();
+            let share = share.expect("bug: a model without a replica");
+            opened.push(Opened::new(entry, settings, share, &spots[at[0]].place)?);
+        }
+        Ok(Self { spots, spread, opened })
     }
-    opened
-        .into_iter()
-        .zip(&spread)
-        .map(|(model, at)| model.start(settings, at.iter().map(|spot| &spots[*spot])))
-        .collect()
+
+    /// What each model takes, for each of its replicas.
+    pub fn sums(&self) -> impl Iterator<Item = (&str, &Memory, usize)> {
+        self.opened.iter().zip(&self.spread).map(|(m, at)| (m.entry.name.as_str(), &m.memory, at.len()))
+    }
+
+    /// Whether each place holds what is planned for it.
+    pub fn fits(&self) -> Result<(), CliError> {
+        for (index, spot) in self.spots.iter().enumerate() {
+            let here = self.opened.iter().zip(&self.spread).flat_map(|(model, at)| {
+                at.iter().filter(|spot| **spot == index).map(|_| (model.entry.name.as_str(), &model.memory))
+            });
+            fit(&here.collect::<Vec<_>>(), &spot.available)
+                .map_err(|e| CliError::new(Exit::Memory, e.to_string()))?;
+        }
+        Ok(())
+    }
 }
 
 /// The models of the upstreams. No connection is made.
@@ -229,7 +256,7 @@ pub fn check_names(settings: &Settings) -> Result<(), CliError> {
 }
 
 /// The one model of a terminal verb.
-pub fn single(flags: &ModelFlags, common: &Common) -> Result<Served, CliError> {
+pub(super) fn single(flags: &ModelFlags, common: &Common) -> Result<Served, CliError> {
     let mut layers = common.layers()?;
     flags.apply(&mut layers)?;
     if layers.models().is_empty() {

@@ -13,7 +13,7 @@ mod doctor;
 mod doors;
 mod error;
 mod keys;
-mod load;
+pub(crate) mod load;
 mod logs;
 mod man;
 mod models;

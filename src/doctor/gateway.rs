@@ -1,14 +1,16 @@
 //! The running server, asked as GitLab and as an editor ask it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{Finding, seconds};
+use super::{Finding, Verdict, seconds, tls};
 use crate::config::Settings;
+use crate::duo::identity::Bypass;
 use crate::duo::identity::own::OwnKeys;
 use crate::outbound::{Base, Limits, Outbound, OutboundError};
 
@@ -24,11 +26,15 @@ const HEALTH_CHECK: Duration = Duration::from_secs(3);
 
 pub async fn gateway(settings: &Settings) -> Vec<Finding> {
     let listen = settings.listen[0];
-    let base = base(listen);
-    let server = match Outbound::new(base.clone(), None, LIMITS) {
+    let server = match reach(settings, listen) {
         Ok(server) => server,
         Err(e) => return vec![Finding::fails("server", e.to_string(), "see the error")],
     };
+    let base = server.base().clone();
+    if settings.front.tls.as_ref().is_some_and(|files| files.clients.is_some()) {
+        let what = "the server asks for certificates of its callers (server.client_ca), and doctor has none: it was not asked";
+        return vec![Finding::new("server", Verdict::Note, what)];
+    }
     let mut findings = vec![match server.get(base.join("/monitoring/healthz")).await {
         Ok(answer) if answer.status() == StatusCode::OK => Finding::ok("server", format!("{base} answers")),
         Ok(answer) => Finding::fails(
@@ -55,14 +61,22 @@ pub async fn gateway(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-/// Where this machine reaches a listener that may be bound to every address.
-fn base(listen: SocketAddr) -> Base {
+/// The way from this machine to a listener that may be bound to every address and speak TLS under a name of its own.
+fn reach(settings: &Settings, listen: SocketAddr) -> Result<Outbound, OutboundError> {
     let ip = match listen.ip() {
         ip if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         ip => ip,
     };
-    let url = format!("http://{}", SocketAddr::new(ip, listen.port()));
-    url.parse().expect("bug: an address makes a URL")
+    let address = SocketAddr::new(ip, listen.port());
+    let base = |url: String| url.parse::<Base>().expect("bug: an address makes a URL");
+    let Some(files) = &settings.front.tls else {
+        return Outbound::new(base(format!("http://{address}")), None, LIMITS);
+    };
+    let host = tls::host(&files.certificate, address);
+    // Its own certificate is trusted beside the system's: whether others trust it is for `--through` to say.
+    let site = settings.gitlab.rules.authorities.as_deref();
+    let trusted: Vec<&Path> = [files.certificate.as_path()].into_iter().chain(site).collect();
+    Outbound::at(base(format!("https://{host}:{}", address.port())), address, &trusted, LIMITS)
 }
 
 /// The installation guide tells administrators to look for this very text.
@@ -102,6 +116,13 @@ async fn ready(server: &Outbound) -> Finding {
 async fn completion(server: &Outbound, settings: &Settings) -> Finding {
     let check = "complete";
     let keys = &settings.gitlab;
+    if keys.rules.gitlab.is_none() && keys.rules.bypass == Bypass::Off {
+        return Finding::new(
+            check,
+            Verdict::Note,
+            "not asked: without gitlab.url nobody has a token for completion",
+        );
+    }
     let own = match OwnKeys::open(&settings.state_dir, keys.signing_key.clone(), keys.validation_key.clone())
     {
         Ok(own) => own,

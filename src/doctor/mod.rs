@@ -6,17 +6,26 @@
 mod device;
 mod gateway;
 mod gitlab;
+mod host;
+mod keys;
+mod models;
+mod through;
+mod tls;
 
 use std::fmt;
 use std::time::{Duration, Instant};
+
+use serde::Serialize;
 
 use crate::config::Settings;
 
 pub use device::device;
 pub use gateway::gateway;
 pub use gitlab::gitlab;
+pub use through::through;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Verdict {
     Ok,
     /// Worth knowing; nothing is broken by it.
@@ -37,17 +46,21 @@ impl Verdict {
 }
 
 /// What came of one check.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Finding {
     pub check: &'static str,
     pub verdict: Verdict,
     pub what: String,
+    /// What it does to users, where that is not plain from the fact.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effect: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
 }
 
 impl Finding {
     fn new(check: &'static str, verdict: Verdict, what: impl Into<String>) -> Self {
-        Self { check, verdict, what: what.into(), fix: None }
+        Self { check, verdict, what: what.into(), effect: None, fix: None }
     }
 
     fn ok(check: &'static str, what: impl Into<String>) -> Self {
@@ -61,23 +74,35 @@ impl Finding {
     fn warns(check: &'static str, what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { fix: Some(fix.into()), ..Self::new(check, Verdict::Warning, what) }
     }
+
+    fn effect(self, effect: impl Into<String>) -> Self {
+        Self { effect: Some(effect.into()), ..self }
+    }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:<9}{:<6}{}", self.check, self.verdict.word(), self.what)?;
-        match &self.fix {
-            Some(fix) => write!(f, "\n               fix: {fix}"),
-            None => Ok(()),
+        for (name, text) in [("effect", &self.effect), ("fix", &self.fix)] {
+            if let Some(text) = text {
+                write!(f, "\n               {name}: {text}")?;
+            }
         }
+        Ok(())
     }
 }
 
-/// Everything that is looked at.
+/// Everything that is looked at from this machine.
 pub async fn examine(settings: &Settings) -> Vec<Finding> {
-    let mut findings = gitlab(settings).await;
+    let mut findings = host::host(settings);
     findings.push(device(settings));
-    findings.extend(gateway(settings).await);
+    let server = gateway(settings).await;
+    let running = server.iter().any(|finding| finding.check == "server" && finding.verdict == Verdict::Ok);
+    findings.extend(models::models(settings, running));
+    findings.push(keys::keys(settings));
+    findings.push(tls::tls(settings));
+    findings.extend(gitlab(settings).await);
+    findings.extend(server);
     findings.push(Finding::new(
         "agents",
         Verdict::Note,
