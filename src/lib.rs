@@ -3,6 +3,7 @@
 pub mod access;
 pub mod admin;
 pub mod audit;
+pub mod bench;
 pub mod bundle;
 pub mod cli;
 pub mod config;

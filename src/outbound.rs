@@ -208,7 +208,11 @@ impl Outbound {
     }
 
     pub async fn get(&self, url: Url) -> Result<Answer, OutboundError> {
-        self.send(self.client.get(self.own(url)?)).await
+        self.get_with(url, HeaderMap::new()).await
+    }
+
+    pub async fn get_with(&self, url: Url, headers: HeaderMap) -> Result<Answer, OutboundError> {
+        self.send(self.client.get(self.own(url)?).headers(headers)).await
     }
 
     /// Sends JSON. The answer's body comes piece by piece.

@@ -17,6 +17,11 @@ pub fn checkpoint() -> Result<Checkpoint, CheckpointError> {
     Checkpoint::from_bytes(NAME, CONFIG, GENERATION_CONFIG, WEIGHTS)
 }
 
+/// Its weights as they lie there, for a digest.
+pub fn weights() -> &'static [u8] {
+    WEIGHTS
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

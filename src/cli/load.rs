@@ -1,5 +1,6 @@
 //! Models from settings to engines: which checkpoint a name means, what it needs, reading it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,6 +65,26 @@ pub struct ModelFlags {
 }
 
 impl ModelFlags {
+    /// The models that are named, as they were typed.
+    pub fn named(&self) -> &[String] {
+        &self.models
+    }
+
+    /// The same flags for another process.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let context = self.context.map(|tokens| tokens.to_string());
+        let models = self.models.iter().map(|model| ("--model", Some(model)));
+        let flags = [
+            ("--device", self.device.as_ref()),
+            ("--threads", self.threads.as_ref()),
+            ("--quantize", self.quantize.as_ref()),
+            ("--context", context.as_ref()),
+            ("--kv", self.kv.as_ref()),
+        ];
+        let given = models.chain(flags).filter_map(|(flag, value)| Some([flag.into(), value?.into()]));
+        given.flatten().collect()
+    }
+
     /// Puts the flags over the other layers. Without any model the built-in one is served.
     pub fn apply(&self, layers: &mut Layers) -> Result<(), CliError> {
         for (flag, name, value) in

@@ -2,6 +2,7 @@
 
 mod admin;
 mod audit;
+mod bench;
 mod bundle;
 mod chat;
 mod complete;
@@ -95,6 +96,9 @@ enum Verb {
     Bundle(bundle::Verb),
     /// Say whether everything is well, and if not, what to do
     Doctor(doctor::Doctor),
+    /// Measure how much a server answers in time, and for how many people that is enough
+    #[command(subcommand)]
+    Bench(bench::Verb),
     /// Check the settings, or show them and where each came from
     #[command(subcommand)]
     Config(config::Verb),
@@ -141,6 +145,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Console(verb) => console::run(verb, &cli.common),
         Verb::SupportBundle(verb) => support::run(verb, &cli.common),
         Verb::Doctor(verb) => doctor::run(verb, &cli.common),
+        Verb::Bench(verb) => bench::run(verb, &cli.common),
         Verb::Config(verb) => config::run(verb, &cli.common),
         Verb::Man(verb) => man::run(verb),
         Verb::Completions(verb) => completions::run(verb),

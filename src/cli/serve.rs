@@ -52,6 +52,9 @@ pub struct Serve {
     /// Seconds that requests in flight have at shutdown [default: 30]
     #[arg(long, value_name = "SECONDS")]
     drain: Option<String>,
+    /// Ends with the process that started it; for servers that `hearth bench` starts
+    #[arg(long, hide = true)]
+    with_parent: bool,
 }
 
 impl Serve {
@@ -76,6 +79,10 @@ impl Serve {
 }
 
 pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
+    if verb.with_parent {
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
+            .map_err(|e| CliError::new(Exit::Failed, format!("the parent's end cannot be watched: {e}")))?;
+    }
     let mut layers = verb.layers(common)?;
     verb.model.apply(&mut layers)?;
     let settings = Settings::of(&layers)?;

@@ -6,7 +6,7 @@
 
 mod answer;
 mod breaker;
-mod events;
+pub(crate) mod events;
 mod fill;
 mod forward;
 mod line;
