@@ -2,7 +2,8 @@
 //! stopping, and that it is alive. Without `NOTIFY_SOCKET` nobody is told anything.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState::{
@@ -17,9 +18,28 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// How often progress is told.
 const OFTEN: Duration = Duration::from_secs(1);
 
+/// Hands a message to the thread that sends them, in their order: a service manager that does not read must not hold the
+/// server up. Where too many wait already the message is dropped.
 fn tell(states: &[NotifyState<'_>]) {
-    if let Err(e) = sd_notify::notify(states) {
-        tracing::debug!("the service manager cannot be told: {e}");
+    static MESSAGES: OnceLock<SyncSender<String>> = OnceLock::new();
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return;
+    }
+    let messages = MESSAGES.get_or_init(|| {
+        let (messages, waiting) = sync_channel(64);
+        // Without the thread nobody is told anything, and nothing else is lost.
+        let _ = std::thread::Builder::new().name("notify".to_owned()).spawn(move || send(&waiting));
+        messages
+    });
+    let text: Vec<String> = states.iter().map(NotifyState::to_string).collect();
+    let _ = messages.try_send(text.join("\n"));
+}
+
+fn send(waiting: &Receiver<String>) {
+    for message in waiting {
+        if let Err(e) = sd_notify::notify(&[NotifyState::Custom(&message)]) {
+            tracing::debug!("the service manager cannot be told: {e}");
+        }
     }
 }
 

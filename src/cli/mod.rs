@@ -21,8 +21,10 @@ mod models;
 #[cfg(feature = "pull")]
 mod pull;
 mod serve;
+mod sockets;
 mod status;
 mod steps;
+mod stop;
 mod support;
 mod terminal;
 mod vet;

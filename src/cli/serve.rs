@@ -1,18 +1,18 @@
 //! `hearth serve`: the server, from settings to the end of the drain.
 
 use std::io::IsTerminal;
-use std::net::{SocketAddr, TcpListener as Socket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::signal::unix::SignalKind;
 use tokio::task::spawn_blocking;
 
 use super::load::{self, ModelFlags};
-use super::{CliError, Common, Exit, doors};
+use super::stop::{Stop, caught};
+use super::{CliError, Common, Exit, doors, sockets};
 use crate::access::{Access, FirstKey};
 use crate::admin::{Addresses, Admin};
 use crate::audit::{Audit, Event, Who};
@@ -25,7 +25,6 @@ use crate::duo::search::{Docs, LibraryError};
 use crate::log::{self, Format};
 use crate::reload::Reload;
 use crate::served::Models;
-use crate::server::listen::{self, Passed};
 use crate::server::tls::{Material, Tls};
 use crate::server::{self, Door, Health, Listener, Metrics, Server, Shared};
 use crate::supervisor;
@@ -88,7 +87,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
     let settings = Settings::of(&layers)?;
     load::check_names(&settings)?;
     log::start(&settings.log_level, if settings.log_format == "json" { Format::Json } else { Format::Text });
-    let mut passed = passed(&settings)?;
+    let mut passed = sockets::passed(&settings)?;
     let tls = settings.front.tls.as_ref().map(Material::read).transpose()?.map(Tls::new);
     let (key, made) = FirstKey::of(&settings)?;
     let access = Arc::new(Access::open(key.clone(), &settings.state_dir, settings.quotas)?);
@@ -109,7 +108,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         let kept: Vec<_> = passed.kept.iter().filter_map(|socket| socket.local_addr().ok()).collect();
         for address in own.copied().chain(settings.metrics.filter(|_| passed.metrics.is_none())) {
             if !kept.contains(&address) {
-                drop(bind(address).await?);
+                drop(sockets::bind(address).await?);
             }
         }
         let docs = settings.docs.clone().map(|path| spawn_blocking(move || Docs::read(&path)));
@@ -146,17 +145,21 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         shared.health.expect_steps_within(settings.front.step);
         let mut watched = Addresses::default();
         let metrics = Door::new(settings.front.metrics.clone(), None);
-        if let Some(listener) = for_metrics(&settings, passed.metrics.take()).await? {
-            let open = settings.metrics_open(listener.address().map_err(unusable)?);
+        if let Some(listener) = sockets::for_metrics(&settings, passed.metrics.take()).await? {
+            let open = settings.metrics_open(listener.address().map_err(sockets::unusable)?);
             let bound = server::metrics::serve_on(listener, metrics.clone(), &shared, open);
-            let bound = bound.map_err(unusable)?;
+            let bound = bound.map_err(sockets::unusable)?;
             eprintln!("metrics: http://{bound}/metrics");
             watched.metrics = Some(bound.to_string());
         }
         let door = Door::new(settings.front.addresses.clone(), tls);
-        let listeners = for_api(&settings, passed).await?;
-        let addresses =
-            listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>().map_err(unusable)?;
+        let listeners = sockets::for_api(&settings, passed).await?;
+        let addresses = listeners
+            .iter()
+            .map(Listener::address)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(sockets::unusable)?;
+        let Stop { first, again } = Stop::caught()?;
         let server = Server::on(listeners, door.clone(), settings.front.limits, shared.clone());
         let serving = format!("serving {names}");
         let reload = reload(verb, common, door, metrics).part("keys and limits", {
@@ -174,7 +177,6 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         greet(&settings, &names, &notices, made.then(|| key.expose()), &addresses);
         tokio::spawn(supervisor::watchdog(shared));
         supervisor::ready(&serving);
-        let Stop { first, again } = Stop::caught()?;
         let limits = settings.front.limits;
         let first = async {
             first.await;
@@ -235,10 +237,6 @@ fn reload_on_hangup(admin: Arc<Admin>, serving: String) -> Result<impl Future<Ou
     })
 }
 
-fn caught(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError> {
-    signal(kind).map_err(|e| CliError::new(Exit::Failed, format!("signals cannot be caught: {e}")))
-}
-
 /// Who may call the GitLab dialect. The key for editors' tokens is made only where there is a GitLab to ask for them.
 fn identity(settings: &Settings) -> Result<Identity, CliError> {
     let GitLab { rules, signing_key, validation_key } = settings.gitlab.clone();
@@ -250,73 +248,6 @@ fn identity(settings: &Settings) -> Result<Identity, CliError> {
         let fix = "correct gitlab.ca_file, or install the system's certificates (package ca-certificates)";
         CliError::new(Exit::Config, e.to_string()).fix(fix)
     })
-}
-
-fn port(address: SocketAddr, error: &std::io::Error) -> CliError {
-    CliError::new(Exit::Port, format!("cannot listen on {address}: {error}"))
-        .fix("stop what listens there, or choose another address: --listen, --metrics")
-}
-
-fn unusable(error: std::io::Error) -> CliError {
-    CliError::new(Exit::Port, format!("a socket cannot be used: {error}"))
-}
-
-/// The sockets that systemd passes, if it does. They are as public as the unit makes them.
-fn passed(settings: &Settings) -> Result<Passed, CliError> {
-    let mut passed = listen::passed().map_err(|e| {
-        let fix = "let the socket unit have ListenStream= with an address and a port, and nothing else";
-        CliError::new(Exit::Port, e.to_string()).fix(fix)
-    })?;
-    let open =
-        passed.api.iter().filter_map(|socket| socket.local_addr().ok()).find(|at| !at.ip().is_loopback());
-    if let Some(address) = open.filter(|_| settings.gitlab.rules.bypass != Bypass::Off) {
-        let what = format!("`gitlab.bypass` is on while systemd passes a socket on {address}");
-        let fix = "whoever reaches that address would be let in: set gitlab.bypass to \"off\"";
-        return Err(CliError::new(Exit::Config, what).fix(fix));
-    }
-    let wanted = if passed.api.is_empty() { settings.listen.as_slice() } else { &[] };
-    for socket in passed.not_at(wanted) {
-        if let Ok(address) = socket.local_addr() {
-            supervisor::forget(&listen::kept_as(address));
-        }
-    }
-    Ok(passed)
-}
-
-async fn for_api(settings: &Settings, mut passed: Passed) -> Result<Vec<Listener>, CliError> {
-    if !passed.api.is_empty() {
-        return passed.api.into_iter().map(|socket| listen::adopt(socket).map_err(unusable)).collect();
-    }
-    let mut listeners = Vec::new();
-    for address in settings.listen.iter().copied() {
-        let listener = match passed.take_kept(address) {
-            Some(socket) => listen::resume(socket).map_err(unusable)?,
-            None => bind(address).await?,
-        };
-        supervisor::keep(&listen::kept_as(address), listener.as_fd());
-        listeners.push(listener);
-    }
-    Ok(listeners)
-}
-
-/// A socket of our own. One that was given up a moment ago, at the same port, may still be in the service manager's hands.
-async fn bind(address: SocketAddr) -> Result<Listener, CliError> {
-    let mut tries = 10;
-    loop {
-        match Listener::bind(address).await {
-            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && tries > 0 => tries -= 1,
-            bound => return bound.map_err(|e| port(address, &e)),
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-async fn for_metrics(settings: &Settings, passed: Option<Socket>) -> Result<Option<Listener>, CliError> {
-    match (passed, settings.metrics) {
-        (Some(socket), _) => listen::adopt(socket).map(Some).map_err(unusable),
-        (None, Some(address)) => bind(address).await.map(Some),
-        (None, None) => Ok(None),
-    }
 }
 
 fn documentation(error: LibraryError) -> CliError {
@@ -349,32 +280,5 @@ fn greet(settings: &Settings, names: &str, notices: &[String], key: Option<&str>
         }
         _ if settings.key.is_some() => eprintln!("  key: the configured one"),
         _ => eprintln!("  key: in {}", place.display()),
-    }
-}
-
-/// How the process is told to stop: by SIGTERM or SIGINT. The second one says not to wait, the third one ends at once.
-struct Stop<A, B> {
-    first: A,
-    again: B,
-}
-
-impl Stop<(), ()> {
-    fn caught() -> Result<Stop<impl Future<Output = ()>, impl Future<Output = ()>>, CliError> {
-        let mut terminate = caught(SignalKind::terminate())?;
-        let mut interrupt = caught(SignalKind::interrupt())?;
-        let (tell, mut told) = watch::channel(0);
-        let mut before = told.clone();
-        tokio::spawn(async move {
-            for count in 1.. {
-                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-                if count > 2 {
-                    std::process::exit(Exit::Interrupted as i32);
-                }
-                tell.send_replace(count);
-            }
-        });
-        let first = async move { _ = before.wait_for(|count| *count >= 1).await };
-        let again = async move { _ = told.wait_for(|count| *count >= 2).await };
-        Ok(Stop { first, again })
     }
 }

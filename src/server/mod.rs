@@ -169,5 +169,6 @@ impl Server {
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 async fn end(models: &Models) {
+    models.upstream().for_each(|model| model.upstream.end());
     futures::future::join_all(models.iter().flat_map(|model| model.engine.stop(Duration::ZERO))).await;
 }

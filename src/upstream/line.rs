@@ -162,7 +162,14 @@ impl Line {
 
     /// The next piece of the body; `None` at its end.
     pub async fn piece(&mut self) -> Result<Option<Bytes>, Failure> {
-        match timeout_at(self.end, self.answer.piece()).await {
+        let mut ended = self.upstream.ended.subscribe();
+        let piece = tokio::select! {
+            piece = timeout_at(self.end, self.answer.piece()) => piece,
+            _ = ended.wait_for(|ended| *ended) => {
+                return Err(Failure::Stopping("the server is shutting down; send the request again".to_owned()));
+            }
+        };
+        match piece {
             Err(_) => Err(self.upstream.late()),
             Ok(Err(error)) => Err(self.upstream.failed(error)),
             Ok(Ok(piece)) => {

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::config::{ConfigError, UpstreamEntry};
 use crate::openai::answers::now;
@@ -45,6 +45,8 @@ pub struct Upstream {
     breaker: Breaker,
     requests: AtomicU64,
     failures: AtomicU64,
+    /// Set at the end of the process.
+    ended: watch::Sender<bool>,
 }
 
 /// What has happened at an upstream so far.
@@ -88,7 +90,13 @@ impl Upstream {
             breaker: Breaker::default(),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            ended: watch::Sender::new(false),
         })
+    }
+
+    /// Every answer that is still coming fails, with words for its reader.
+    pub fn end(&self) {
+        self.ended.send_replace(true);
     }
 
     pub fn status(&self) -> Status {

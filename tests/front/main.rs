@@ -10,3 +10,6 @@ mod authority;
 mod encrypted;
 mod hostile;
 mod lists;
+mod reload;
+mod restart;
+mod service;
