@@ -477,3 +477,15 @@ fn keys_that_root_rotates_stay_their_owners() {
     assert_eq!(std::fs::metadata(&keys[0]).unwrap().uid(), 12_345);
     assert!(!keys[1].exists());
 }
+
+#[test]
+fn editors_get_the_form_of_the_file_and_units_a_quiet_check() {
+    let schema: serde_json::Value = serde_json::from_str(&out(&hearth(&["config", "schema"], &[]))).unwrap();
+    assert_eq!(schema["properties"]["log"]["properties"]["format"]["type"], "string");
+    assert_eq!(schema["properties"]["model"]["items"]["additionalProperties"], false);
+    assert_eq!(out(&hearth(&["config", "check", "--quiet"], &[])), "");
+    let wrong = hearth(&["config", "check", "--quiet"], &[("HEARTH__SERVER__DRAIN", "soon")]);
+    let (code, said) = failure(&wrong);
+    assert_eq!(code, 3);
+    assert!(said.contains("server.drain"), "{said}");
+}

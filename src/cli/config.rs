@@ -5,12 +5,18 @@ use std::io::Write;
 use clap::Subcommand;
 
 use super::{CliError, Common, load};
-use crate::config::{KEYS, Kind, Layers, Settings, UpstreamEntry};
+use crate::config::{KEYS, Kind, Layers, Settings, UpstreamEntry, schema};
 
 #[derive(Subcommand)]
 pub enum Verb {
     /// Read all settings and say whether they are valid
-    Check,
+    Check {
+        /// Say nothing when they are
+        #[arg(long)]
+        quiet: bool,
+    },
+    /// Print the JSON Schema of the settings file
+    Schema,
     /// Print all settings
     Show {
         /// Say where each value came from
@@ -21,11 +27,16 @@ pub enum Verb {
 
 pub fn run(verb: Verb, common: &Common) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
-    if let Verb::Show { origin } = verb {
-        return show(&mut out, common, origin);
+    match verb {
+        Verb::Show { origin } => show(&mut out, common, origin)?,
+        Verb::Schema => writeln!(out, "{:#}", schema::schema())?,
+        Verb::Check { quiet } => {
+            let settings = checked(&common.layers()?)?;
+            if !quiet {
+                writeln!(out, "the settings are valid; {} models are configured", settings.models.len())?;
+            }
+        }
     }
-    let settings = checked(&common.layers()?)?;
-    writeln!(out, "the settings are valid; {} models are configured", settings.models.len())?;
     Ok(())
 }
 

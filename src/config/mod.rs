@@ -9,6 +9,7 @@ pub mod front;
 pub mod gitlab;
 pub mod keys;
 pub mod layers;
+pub mod schema;
 pub mod state;
 
 use std::net::SocketAddr;
