@@ -467,7 +467,7 @@ fn as_imported(entry: &ModelEntry, settings: &Settings) -> Result<(), CliError> 
     let store = Store::at(&settings.models_dir);
     if let Some(report) = store::at_load(&store, path, settings.verify)? {
         let read = hearth_models::memory::Size(report.bytes);
-        eprintln!("{}: {read} of it compared with their sums", entry.name);
+        eprintln!("{}: {read} compared with the sums of its import", entry.name);
     }
     Ok(())
 }

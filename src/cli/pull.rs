@@ -13,6 +13,7 @@ use hf_hub::{Cache, Repo, RepoType};
 use tokio_rustls::rustls;
 
 use super::models::Place;
+use super::models::catalog::find as named;
 use super::models::import::{Accept, free, import, show, tell};
 use super::steps::Steps;
 use super::{CliError, Common, Exit};
@@ -51,7 +52,11 @@ const TOKEN: &str = "HF_TOKEN";
 const RETRIES: usize = 5;
 
 pub fn run(verb: Pull, common: &Common) -> Result<(), CliError> {
-    let known = catalog::find(&verb.id);
+    // A name without its publisher can only be one of the catalogue.
+    let known = match verb.id.contains('/') {
+        true => catalog::find(&verb.id),
+        false => Some(named(&verb.id)?),
+    };
     let id = known.map_or(verb.id.as_str(), |entry| entry.id.as_str());
     if id.split('/').count() != 2 || !id.split('/').all(store::flat) {
         let what = format!("{id:?} is neither in the catalogue nor PUBLISHER/MODEL");

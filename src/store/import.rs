@@ -105,6 +105,19 @@ impl Journal {
     }
 }
 
+/// Whether a place holds nothing that is refused by its name. All that is, is named at once.
+pub fn admissible(place: &str, found: &[Found]) -> Result<(), StoreError> {
+    let refused = |file: &Found| match policy::by_name(&file.name) {
+        Verdict::Refuse(reason) => Some((file.name.clone(), reason.to_owned())),
+        _ => None,
+    };
+    let files: Vec<_> = found.iter().filter_map(refused).collect();
+    match files.is_empty() {
+        true => Ok(()),
+        false => Err(StoreError::Refused { place: place.to_owned(), files }),
+    }
+}
+
 impl<'a> Import<'a> {
     pub fn begin(store: &'a Store, lock: &'a Lock, request: Request) -> Result<Self, StoreError> {
         Store::name(&request.name)?;
@@ -127,13 +140,8 @@ impl<'a> Import<'a> {
     /// What can be told of a directory before its gigabytes are read: files that are refused, a name that is taken, room.
     pub fn plan(&self, found: &[Found]) -> Result<u64, StoreError> {
         let verdict = |file: &Found| policy::by_name(&file.name);
-        let refused = |file: &Found| match verdict(file) {
-            Verdict::Refuse(reason) => Some((file.name.clone(), reason.to_owned())),
-            _ => None,
-        };
-        let refused: Vec<_> = found.iter().filter_map(refused).collect();
-        if !refused.is_empty() && !self.request.leave_out {
-            return Err(StoreError::Refused { place: self.request.place.clone(), files: refused });
+        if !self.request.leave_out {
+            admissible(&self.request.place, found)?;
         }
         let taken: Vec<&Found> = found.iter().filter(|f| matches!(verdict(f), Verdict::Take(_))).collect();
         if !self.request.replace

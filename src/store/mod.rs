@@ -34,7 +34,7 @@ pub use archive::entries;
 pub use blob::{Broken, Sums, hex, pass, sha256};
 pub use error::{StoreError, brief};
 pub use export::{Hashed, append as append_model, append_bytes, export, header as tar_header};
-pub use import::{Import, Imported, Request};
+pub use import::{Import, Imported, Request, admissible};
 pub use manifest::{FileEntry, Licence, Manifest, SUMS, parse_sums};
 pub use policy::{flat, is_wanted};
 pub use source::{Found, Offer, Source, files};
@@ -241,8 +241,11 @@ impl Store {
     /// Removes bytes that no model and no import at work needs. How many those were.
     fn sweep(&self, _alone: &Lock) -> Result<u64, StoreError> {
         let mut needed = BTreeSet::new();
-        for name in self.names()? {
-            needed.extend(self.get(&name)?.manifest.files.into_iter().map(|file| file.sha256));
+        // By the links and not by the manifests: one that is damaged must not cost a model its bytes.
+        for model in self.entries()?.into_iter().filter(|entry| Self::name(entry).is_ok()) {
+            let files = fs::read_dir(self.root.join(model)).into_iter().flatten().flatten();
+            let targets = files.filter_map(|file| fs::read_link(file.path()).ok());
+            needed.extend(targets.filter_map(|to| Some(to.file_name()?.to_str()?.to_owned())));
         }
         for half in self.halves()? {
             let journal = import::Journal::read(&self.importing(&half.name));

@@ -79,13 +79,17 @@ fn a_file_that_is_missing_cut_or_strange_is_found() {
         ran.out
     );
     ran.failed(4, &["import them again with --replace"]);
-    // One that cannot be read at all can still be removed.
+    // One that cannot be read at all is in nobody's way, keeps its bytes, and can still be removed.
     fs::remove_file(directory.join("manifest.json")).unwrap();
     fs::write(directory.join("manifest.json"), "{").unwrap();
     assert!(
         rig.run(&["models", "list"]).well().contains("m\tthe files of m are not those that were imported")
     );
-    rig.run(&["models", "remove", "m"]).well();
+    rig.import(&rig.path("m").display().to_string(), &["--name", "n", "--replace"]).well();
+    rig.import(&rig.path("m").display().to_string(), &["--name", "o"]).well();
     rig.run(&["models", "remove", "n"]).well();
+    rig.run(&["models", "remove", "o"]).well();
+    assert!(directory.join("config.json").exists());
+    rig.run(&["models", "remove", "m"]).well();
     assert_eq!(rig.stored(), [] as [String; 0]);
 }

@@ -47,7 +47,7 @@ fn a_directory_comes_in_is_known_answers_and_goes() {
     assert!(rig.run(&["models", "verify"]).well().starts_with("some-model\tok\t6 files\t7.9 MiB"));
 
     let answered = rig.run(&["complete", "--model", "some-model", "--max-tokens", "2", "def add("]);
-    assert!(answered.said.contains("compared with their sums"), "{}", answered.said);
+    assert!(answered.said.contains("compared with the sums of its import"), "{}", answered.said);
     answered.well();
 
     let audited = rig.audited();

@@ -109,6 +109,8 @@ fn what_cannot_be_pulled_says_why() {
     assert!(said.contains("check the id") && !said.contains("secret"), "{said}");
     rig.run(&["models", "pull", "some/model", "--accept-license", "--endpoint", "http://127.0.0.1:9"])
         .failed(1, &["pulling is for a host that reaches the hub", "hearth models import"]);
+    rig.run(&["models", "pull", "codestrl-22b", "--endpoint", &hub])
+        .failed(4, &["did you mean codestral-22b?"]);
     rig.run(&["models", "pull", "gpt-oss-20b", "--endpoint", &hub])
         .failed(4, &["not served by this version", "[[upstream]]"]);
     rig.run(&["models", "pull", "../../x", "--endpoint", &hub])

@@ -42,6 +42,7 @@ fn pickles_and_code_are_refused_by_name_and_by_how_they_begin() {
     fs::write(rig.path("m/pytorch_model.bin"), "x").unwrap();
     fs::write(rig.path("m/run.py"), "x").unwrap();
     refused(&rig, &from, &["pytorch_model.bin is a pickle", "run.py is code", "--leave-out"]);
+    rig.run(&["models", "import", &from]).failed(4, &["run.py is code"]);
     let taken = rig.import(&from, &["--leave-out"]);
     assert!(taken.said.contains("left behind: pytorch_model.bin, run.py"), "{}", taken.said);
     taken.well();

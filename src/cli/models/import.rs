@@ -61,6 +61,10 @@ pub fn run(verb: Import, common: &Common) -> Result<(), CliError> {
     free(&name)?;
     let from = source.default_name().unwrap_or_else(|| "standard input".to_owned());
     let mut steps = Steps::new(verb.json);
+    if let (Source::Directory(path), false) = (&source, verb.leave_out) {
+        // Before anybody reads a licence for nothing.
+        store::admissible(&source.place(), &store::files(path)?)?;
+    }
     // An archive is read only once when the licence is accepted; its licence is then told at the end.
     if matches!(source, Source::Directory(_)) || !verb.terms.accept_license {
         let terms = licence::before(&source, &[&name, &from])?;

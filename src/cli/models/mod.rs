@@ -1,6 +1,6 @@
 //! `hearth models`: checkpoints in and out of the store, what each is and needs, what is configured.
 
-mod catalog;
+pub mod catalog;
 pub mod import;
 mod inspect;
 mod list;
