@@ -111,3 +111,27 @@ fn the_package_has_the_version_of_the_binary() {
     let upstream = version.rsplit_once('-').map_or(version, |(upstream, _revision)| upstream);
     assert_eq!(upstream, env!("CARGO_PKG_VERSION"));
 }
+
+/// What the unit runs, and the endings after which it does not run it again.
+#[test]
+fn the_unit_speaks_of_verbs_and_exit_codes_that_there_are() {
+    let unit = packaged("systemd/hearth.service");
+    let value = |line: &str, name: &str| line.strip_prefix(name).map(str::to_owned);
+    let commands: Vec<String> =
+        unit.lines().filter_map(|l| Some(l.strip_prefix("Exec")?.split_once('=')?.1.to_owned())).collect();
+    assert_eq!(commands.len(), 3, "{commands:?}");
+    for command in commands {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        assert_eq!(words[0], "/usr/bin/hearth");
+        let known = hearth(&[&words[1..], &["--help"]].concat());
+        assert!(known.status.success(), "{command}: {}", text(&known.stderr));
+    }
+    let help = text(&hearth(&["--help"]).stdout);
+    let codes = unit.lines().find_map(|line| value(line, "RestartPreventExitStatus=")).unwrap();
+    for code in codes.split_whitespace() {
+        assert!(
+            help.lines().any(|line| line.split_whitespace().next() == Some(code)),
+            "exit code {code} is not in\n{help}"
+        );
+    }
+}

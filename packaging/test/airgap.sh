@@ -33,15 +33,20 @@ chmod 755 "$scratch/hearth"
 mkdir "$scratch/our-model"
 cp "$root"/models/ember/{config.json,generation_config.json,model.safetensors,tokenizer.json,tokenizer_config.json} "$scratch/our-model/"
 cp "$root/LICENSE" "$scratch/our-model/"
-. "$root/packaging/test/connected.sh"
-connected "$scratch" "$release"
+mkdir "$scratch/carried"
+on_connected_side() { (cd "$scratch" && env -u HEARTH_CONFIG HEARTH__SERVER__STATE_DIR="$scratch/state" ./hearth "$@" >"$scratch/said" 2>&1) || fail "hearth $*: $(cat "$scratch/said")"; }
+on_connected_side models import our-model --accept-license
+on_connected_side bundle key site
+on_connected_side bundle create -o carried/hearth.bundle --model our-model --with "$release" --sign site.key
+cp "$scratch/site.pub" "$scratch/carried/"
+echo "to carry: $(cd "$scratch/carried" && du -h -- * | tr '\t\n' '  ')"
 
 echo "== the site: names, an authority, GitLab"
 box_open
 trap tidy EXIT
-mkdir "$box/root/carried" "$scratch/site"
+site=$scratch/certificates
+mkdir "$box/root/carried" "$site"
 cp "$scratch"/carried/* "$box/root/carried/"
-site=$scratch/site
 authority() { openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj "/CN=The site's authority" -keyout "$site/ca.key" -out "$site/ca.crt"; }
 certificate() { # NAME
   openssl req -newkey rsa:2048 -nodes -subj "/CN=$1" -keyout "$site/$1.key" -out "$site/$1.csr"
@@ -51,8 +56,7 @@ certificate() { # NAME
 { authority && certificate gitlab.site && certificate hearth.site && openssl genrsa -out "$site/signing.pem" 2048; } 2>/dev/null
 inside bash -c 'echo "127.0.0.7 gitlab.site
 127.0.0.1 hearth.site" >>/etc/hosts'
-mkdir "$box/root/tls"
-cp "$site/hearth.site.crt" "$site/hearth.site.key" "$site/ca.crt" "$box/root/tls/"
+cp "$site/hearth.site.crt" "$site/hearth.site.key" "$site/ca.crt" "$box/root/carried/"
 nsenter -t "$box_pid" -n python3 "$root/packaging/test/gitlab.py" serve 127.0.0.7 443 https://gitlab.site "$site/gitlab.site.crt" "$site/gitlab.site.key" "$site" &
 others+=($!)
 nsenter -t "$box_pid" -n tcpdump -i lo -nn -U -w "$scratch/lo.pcap" 'udp or tcp[tcpflags] & (tcp-syn|tcp-ack) == tcp-syn' 2>/dev/null &
@@ -68,13 +72,35 @@ typed() { # one command as a person types it
   inside bash -c "cd /root/carried && $1" >"$scratch/said" 2>&1 || fail "$1: $(cat "$scratch/said")"
   sed 's/^/  /' "$scratch/said" | tail -"${2:-3}"
 }
-. "$root/packaging/test/walk.sh"
-walk
+typed 'tar -xf hearth.bundle --wildcards MANIFEST MANIFEST.minisig "hearth_*.deb"'
+typed 'minisign -V -m MANIFEST -p site.pub'
+typed 'sha256sum --ignore-missing -c MANIFEST'
+typed 'apt-get install -y ./hearth_*.deb'
+typed 'hearth bundle install hearth.bundle --key site.pub --accept-license'
+typed 'install -m 640 -g hearth -t /etc/hearth/tls hearth.site.crt hearth.site.key ca.crt'
+typed 'cat >/etc/hearth/conf.d/site.toml <<END
+[server]
+listen = "0.0.0.0:5052"
+tls_cert = "/etc/hearth/tls/hearth.site.crt"
+tls_key = "/etc/hearth/tls/hearth.site.key"
+[gitlab]
+url = "https://gitlab.site"
+ca_file = "/etc/hearth/tls/ca.crt"
+[[model]]
+name = "our-model"
+END'
+typed 'hearth config check'
+typed 'systemctl restart hearth'
+typed 'hearth keys create gitlab --print'
+key=$(grep -oE 'hearth_[A-Za-z0-9_-]{20,}' "$scratch/said" | head -1)
+[ -n "$key" ] || fail "keys create printed no key"
+inside hearth doctor >"$scratch/doctor" 2>&1 || true
+typed 'hearth doctor || true' 30
+grep -q '^gitlab *ok' "$scratch/doctor" || fail "doctor does not find GitLab"
 echo "== $commands commands, $(($(date +%s) - started)) seconds without the typing"
 
 echo "== what it serves"
-key=$(cat "$scratch/key")
-curl_at() { inside curl -fsS -m 60 --cacert /root/tls/ca.crt "$@"; }
+curl_at() { inside curl -fsS -m 60 --cacert /root/carried/ca.crt "$@"; }
 completion() { curl_at https://hearth.site:5052/v1/completions -H "Authorization: Bearer $key" -H 'Content-Type: application/json' -d '{"model":"our-model","prompt":"def add(a, b):","max_tokens":8}'; }
 duo() {
   curl_at https://hearth.site:5052/v2/code/completions -H "Authorization: Bearer $(python3 "$root/packaging/test/gitlab.py" token https://gitlab.site "$site")" \
@@ -85,7 +111,7 @@ duo() {
 }
 completion | grep -q '"model":"our-model"' || fail "no completion over TLS"
 duo | grep -q '"choices"' || fail "no completion for GitLab"
-inside curl -sS -m 10 --cacert /root/tls/ca.crt -o /dev/null -w '%{http_code}' https://hearth.site:5052/v1/models | grep -q 401 || fail "a stranger got in"
+inside curl -sS -m 10 --cacert /root/carried/ca.crt -o /dev/null -w '%{http_code}' https://hearth.site:5052/v1/models | grep -q 401 || fail "a stranger got in"
 echo "a completion with the key and one with a token that GitLab signed, over TLS; a stranger gets 401"
 
 echo "== connection attempts"

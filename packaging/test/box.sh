@@ -19,7 +19,7 @@ box_base() {
     sed -nE 's,^(URIs:|deb( \[[^]]*\])?) *(https?://[^ ]+).*,\3,p' | head -1 || true)
   rm -rf "$boxes/base"
   mkdir -p "$boxes/base"
-  debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,iproute2,procps,ca-certificates,curl,openssl \
+  debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,iproute2,procps,ca-certificates,curl,openssl,minisign \
     "$suite" "$boxes/base/root" "$mirror" >"$boxes/debootstrap.log" || { tail -5 "$boxes/debootstrap.log" >&2; exit 1; }
   # Packages come from files here, as on a host without a network.
   rm -rf "$boxes"/base/root/var/cache/apt/archives/*.deb "$boxes"/base/root/etc/apt/sources.list* "$boxes"/base/root/var/lib/apt/lists/*

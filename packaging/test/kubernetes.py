@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import kubernetes_validate
 import yaml
@@ -37,7 +38,7 @@ SITES = {
             "claim": "weights",
             "list": [{"name": "codestral-22b", "path": "/models/codestral-22b", "context": 16384}],
         },
-        "config": "[limits]\n# none\n",
+        "config": "[limits]\nkey_requests = 600\n",
         "resources": {"limits": {"nvidia.com/gpu": 1, "memory": "64Gi"}},
         "runtimeClassName": "nvidia",
         "nodeSelector": {"nvidia.com/gpu.present": "true"},
@@ -46,7 +47,7 @@ SITES = {
         "trustedCA": {"configMap": "authorities"},
         "image": {"digest": "sha256:" + "0" * 64},
         "imagePullSecrets": [{"name": "registry"}],
-        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "serviceMonitor": {"enabled": True, "secretName": "hearth-metrics", "labels": {"release": "prometheus"}},
         "networkPolicy": {"enabled": True, "egress": [{"cidr": "10.0.0.10/32", "port": 443}]},
     },
     "several replicas": {
@@ -57,7 +58,8 @@ SITES = {
         "signingKeys": {"secretName": "hearth-signing"},
         "podDisruptionBudget": {"enabled": True},
         "autoscaling": {"enabled": True},
-        "metrics": {"enabled": True},
+        "metrics": {"open": True},
+        "serviceMonitor": {"enabled": True},
         "service": {"type": "LoadBalancer", "annotations": {"example.com/pool": "ai"}},
     },
 }
@@ -74,6 +76,7 @@ REFUSED = {
     },
     "no volume with them": {"model": {"list": [{"name": "a", "path": "/models/a"}]}},
     "keep Hearth from GitLab": {"networkPolicy": {"enabled": True}, "gitlab": {"url": "https://gitlab.example.com"}},
+    "Prometheus would be refused": {"serviceMonitor": {"enabled": True}},
     "ingress.hosts": {"ingress": {"enabled": True}},
     "gitlba": {"gitlba": {"url": "https://gitlab.example.com"}},
     "url": {"gitlab": {"url": "gitlab.example.com"}},
@@ -134,6 +137,22 @@ def held(documents, site):
     assert {port["targetPort"] for port in by_kind["Service"]["spec"]["ports"]} <= ports, site
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["spec"]["volumes"]}, site
+
+
+def read_by(binary, documents, site):
+    """The binary reads what a site's pod would give it: every name and value is one that it knows."""
+    by_kind = {document["kind"]: document for document in documents}
+    container = by_kind["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    with tempfile.TemporaryDirectory() as folder:
+        settings = pathlib.Path(folder, "hearth.toml")
+        settings.write_text(by_kind["ConfigMap"]["data"]["hearth.toml"])
+        environment = {e["name"]: e.get("value", "a-secret-of-this-test-0001") for e in container["env"]}
+        environment["HEARTH_CONFIG"] = str(settings)
+        # A key in PEM form, which is looked at when the server starts.
+        environment.pop("HEARTH__GITLAB__SIGNING_KEY", None)
+        read = subprocess.run([binary, "config", "check"], env=environment, capture_output=True, text=True, check=False)
+    if read.returncode:
+        sys.exit(f"error: {site}: {read.stderr}")
 
 
 def base():
@@ -206,6 +225,8 @@ def main():
         lint(values)
         documents = render(values)
         held(documents, site)
+        for binary in sys.argv[1:]:
+            read_by(binary, documents, site)
         print(f"{site}: {len(documents)} documents, {valid(documents, site)} checks")
     for said, values in REFUSED.items():
         try:

@@ -2,7 +2,7 @@
 # Lints the chart with Helm's library, renders it for many sites, holds what it renders against the schemas of Kubernetes,
 # and holds the Kustomize base against the chart.
 #
-#     packaging/test/kubernetes.sh             check
+#     packaging/test/kubernetes.sh [HEARTH]    check; HEARTH is a binary that reads what the pods would be given
 #     packaging/test/kubernetes.sh --write     make the Kustomize base anew from the chart
 set -euo pipefail
 

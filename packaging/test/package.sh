@@ -77,6 +77,7 @@ says '^600 hearth' inside stat -c '%a %U' /var/lib/hearth/key
 says '^640 root hearth' inside stat -c '%a %U %G' /etc/hearth/hearth.toml
 says 'nologin' inside getent passwd hearth
 says 'valid' inside hearth config check
+says "^$" inside dpkg --verify hearth
 echo "runs as hearth on loopback, enabled, with a key of its own"
 
 echo "== what an administrator leaves there"
@@ -99,10 +100,12 @@ echo "== restarted and reloaded"
 listening() { inside ss -ltnH sport = :5052 | awk '{ print $4 }' | sort | tr '\n' ' '; }
 asking() { # COMMANDS: run in the box while somebody asks all the time; prints how often what was answered
   inside bash -c 'printf "Authorization: Bearer %s" "$(cat /var/lib/hearth/key)" >/tmp/header
-    rm -f /tmp/done
-    while [ ! -e /tmp/done ]; do
-      curl -sS -m 30 -o /dev/null -w "%{http_code}\n" -H @/tmp/header http://127.0.0.1:5052/v1/models 2>&1
-    done >/tmp/answers &
+    rm -f /tmp/done /tmp/answers
+    for _ in 1 2 3 4; do
+      while [ ! -e /tmp/done ]; do
+        curl -sS -m 30 -o /dev/null -w "%{http_code}\n" -H @/tmp/header http://127.0.0.1:5052/v1/models 2>&1
+      done >>/tmp/answers &
+    done
     '"$1"'
     touch /tmp/done
     wait
@@ -135,6 +138,17 @@ says ember-demo ask
 answers=$(asking 'for _ in 1 2 3 4 5; do systemctl reload hearth; done')
 [ "$(wc -l <<<"$answers")" = 1 ] && grep -q ' 200$' <<<"$answers" || fail "five reloads were noticed: $answers"
 echo "a reload says whether it worked, and is not noticed"
+
+echo "== a host with an NVIDIA GPU"
+inside bash -c 'mkdir -p /root/bus/pci/devices/0000:01:00.0 && cd /root/bus/pci/devices/0000:01:00.0 &&
+  echo 0x10de >vendor && echo 0x030200 >class && mount --bind /root/bus /sys/bus && systemctl daemon-reload'
+says '^no$' inside systemctl show -P PrivateDevices hearth
+says 'char-nvidia' inside systemctl show -P DeviceAllow hearth
+inside systemctl restart hearth
+says ember-demo ask
+inside bash -c 'umount /sys/bus && systemctl daemon-reload'
+says '^yes$' inside systemctl show -P PrivateDevices hearth
+echo "the sandbox is opened for the driver where there is one, and nowhere else"
 
 echo "== upgraded and downgraded"
 install new

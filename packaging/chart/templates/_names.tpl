@@ -51,6 +51,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if and .Values.model.list (not .Values.model.claim) (not .Values.extraVolumes) }}
 {{- fail "model.list names checkpoints, and there is no volume with them: set model.claim" }}
 {{- end }}
+{{- if and .Values.serviceMonitor.enabled (not .Values.serviceMonitor.secretName) (not .Values.metrics.open) }}
+{{- fail "Prometheus would be refused: set serviceMonitor.secretName to a key of class metrics, or metrics.open=true" }}
+{{- end }}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) }}
 {{- fail "no name would lead to Hearth: set ingress.hosts" }}
 {{- end }}
