@@ -149,7 +149,14 @@ fn the_console_asks_who_one_is_at_every_path_of_its_own() {
     };
     let pages = ["/", "/stream", "/doctor", "/playground", "/keys"];
     let changes = ["/doctor", "/reload", "/drain", "/prompts", "/logout", "/keys", "/keys/revoke"];
-    let api = ["/admin/status", "/admin/status/stream", "/admin/history", "/admin/log", "/admin/metrics"];
+    let api = [
+        "/admin/status",
+        "/admin/status/stream",
+        "/admin/history",
+        "/admin/log",
+        "/admin/metrics",
+        "/admin/keys",
+    ];
     let told =
         ["/admin/doctor", "/admin/reload", "/admin/drain", "/admin/prompts", "/play/chat", "/play/fill"];
     for path in pages {
@@ -238,6 +245,9 @@ fn a_key_made_at_the_console_opens_what_it_says_and_nothing_after_it_is_revoked(
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
     assert_eq!(status(), 200);
+    let listed = server.ask(&server.console, "GET", "/admin/keys", &[("authorization", &bearer)], "");
+    assert_eq!(listed.json()["keys"][0]["name"], "ci");
+    assert!(!listed.body.contains("mac") && !listed.body.contains(key), "{}", listed.body);
     let login = [("content-type", "application/x-www-form-urlencoded")];
     let entered = server.ask(&server.console, "POST", "/login", &login, &format!("key={key}"));
     let own = entered.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();

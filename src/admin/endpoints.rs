@@ -16,6 +16,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::status::Status;
 use super::{Admin, AdminError};
+use crate::access::Keys;
+use crate::access::grant::Record;
 use crate::audit::Who;
 use crate::doctor;
 use crate::log::RECENT;
@@ -74,6 +76,25 @@ pub async fn metrics(State(admin): At) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
 }
 
+/// Who may call: entries of the key store, without anything that a key could be told by.
+pub async fn keys(State(admin): At) -> Result<Json<Value>, AdminError> {
+    let keys = Keys::at(&admin.settings.state_dir);
+    let listed = blocking(move || keys.list()).await.map_err(|e| {
+        let fix = e.fix();
+        AdminError::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string(), fix)
+    })?;
+    let (used, now) = (admin.shared.access.used(), jiff::Timestamp::now());
+    let row = |key: &Record| {
+        json!({
+            "id": key.id, "name": key.name, "owner": key.owner, "state": key.state(now).to_string(),
+            "classes": key.classes, "models": key.models, "addresses": key.addresses,
+            "created": key.created, "expires": key.expires,
+            "used": used.get(&key.id).and_then(|time| jiff::Timestamp::from_second(*time).ok()).map(|t| t.to_string()),
+        })
+    };
+    Ok(Json(json!({"keys": listed.iter().map(row).collect::<Vec<_>>()})))
+}
+
 pub async fn doctor(State(admin): At) -> Json<Value> {
     Json(json!({"findings": findings(&admin).await}))
 }
@@ -85,6 +106,7 @@ pub async fn findings(admin: &Admin) -> Vec<Value> {
             "check": finding.check,
             "verdict": finding.verdict.word(),
             "what": finding.what,
+            "effect": finding.effect,
             "fix": finding.fix,
         })
     };

@@ -60,6 +60,7 @@ pub fn table(admin: &Arc<Admin>) -> Vec<Row> {
         row("GET", "/admin/history", Operator, get(at::history)),
         row("GET", "/admin/log", Operator, get(at::log)),
         row("GET", "/admin/metrics", Operator, get(at::metrics)),
+        row("GET", "/admin/keys", Operator, get(at::keys)),
         row("POST", "/admin/doctor", Operator, post(at::doctor)),
         row("POST", "/admin/reload", Operator, post(at::reload)),
         row("POST", "/admin/drain", Operator, post(at::drain)),

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
 use crate::audit::Who;
-use crate::config::Settings;
+use crate::config::{Settings, state};
 
 /// Connections at the same time: a few terminals that watch, and the verbs.
 const CONNECTIONS: usize = 64;
@@ -60,7 +60,7 @@ pub async fn bind(path: &Path) -> io::Result<Bound> {
         fs::remove_file(path)?;
     }
     if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
+        state::make_directory(directory)?;
     }
     // Until the next line only the owner can write to it, under any usual umask.
     let listener = UnixListener::bind(path)?;

@@ -50,6 +50,7 @@ fn row(finding: &Value) -> Markup {
             td { span class={ "mark " (verdict) } { (verdict) } }
             td {
                 (text("what"))
+                @if let Some(effect) = finding["effect"].as_str() { p.fix { b { "Effect" } " " (effect) } }
                 @if let Some(fix) = finding["fix"].as_str() { p.fix { b { "Fix" } " " (fix) } }
             }
         }

@@ -120,7 +120,7 @@ fn lanes(now: &Figures) -> [Lane; 4] {
             number: count(now.tokens_per_s.round() as u64),
             unit: "tokens/s",
             more: format!(
-                "{} of prompts · {:.1} requests/s",
+                "{} prompt tokens/s · {:.1} requests/s",
                 count(now.prompt_tokens_per_s.round() as u64),
                 now.requests_per_s
             ),

@@ -95,7 +95,8 @@ impl Recent {
 }
 
 /// Fields that differ from one time to the next and would keep equal troubles apart.
-const VARY: [&str; 6] = ["time", "level", "message", "correlation_id", "ms", "duration_request"];
+const VARY: [&str; 7] =
+    ["time", "level", "message", "correlation_id", "ms", "duration_request", "user_agent"];
 
 /// Warnings, errors, refusals, and answers that say that something went wrong.
 fn trouble(level: Level, line: &Map<String, Value>) -> Option<Trouble> {

@@ -52,6 +52,7 @@ impl Served {
             .arg(state.path())
             .args(args)
             .env("HEARTH_KEY", KEY)
+            .env("HEARTH__CONSOLE__LISTEN", "")
             .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -18,6 +18,13 @@ function time(ms) {
   return ms < 10 ? `${ms.toFixed(1)} ms` : `${Math.round(ms)} ms`;
 }
 
+/** The charts' widths in seconds: a young server does not draw a quarter of an hour of nothing. */
+const SPANS = {
+  90: ["90 s ago", "60", "30", "now"],
+  180: ["3 min ago", "2", "1", "now"],
+  900: ["15 min ago", "10", "5", "now"],
+};
+
 /** The next of 1, 2, 5, 10, 20, 50, … */
 function round(value) {
   const power = 10 ** Math.floor(Math.log10(value));
@@ -64,14 +71,16 @@ class Strip {
     const top = round(highest);
     // A fifth of the lane stays free for what is written there.
     const y = (value) => (100 - (value / top) * 80).toFixed(1);
-    const left = SECONDS - this.rows.length;
+    this.span = Number(Object.keys(SPANS).find((span) => span >= this.rows.length) ?? SECONDS);
+    const wide = SECONDS / this.span;
+    const x = (i) => ((this.span - this.rows.length + i + 0.5) * wide).toFixed(1);
     const path = (at) => {
       let text = "";
       let gap = true;
       this.rows.forEach((row, i) => {
         if (row[at] == null) gap = true;
         else {
-          text += `${gap ? "M" : "L"}${left + i + 0.5} ${y(row[at])}`;
+          text += `${gap ? "M" : "L"}${x(i)} ${y(row[at])}`;
           gap = false;
         }
       });
@@ -80,25 +89,31 @@ class Strip {
     this.curve.setAttribute("d", path(0));
     if (this.second) this.second.setAttribute("d", path(1));
     // The area has no gaps: what is not there is nought.
-    const ground = this.rows.map((row, i) => `L${left + i + 0.5} ${y(row[0] ?? 0)}`).join("");
-    this.area.setAttribute("d", this.rows.length ? `M${left + 0.5} 100${ground}L${SECONDS - 0.5} 100Z` : "");
+    const ground = this.rows.map((row, i) => `L${x(i)} ${y(row[0] ?? 0)}`).join("");
+    this.area.setAttribute("d", this.rows.length ? `M${x(0)} 100${ground}L${x(this.rows.length - 1)} 100Z` : "");
     this.top.textContent = this.lane.top(top);
   }
 
   /** Reads the value at a share of the width; none ends it. */
   point(share) {
-    const at = share == null ? -1 : Math.floor(share * SECONDS) - (SECONDS - this.rows.length);
+    const at = share == null ? -1 : Math.floor(share * this.span) - (this.span - this.rows.length);
     const row = this.rows[at];
     this.label.hidden = share == null;
     this.cross.setAttribute("visibility", share == null ? "hidden" : "visible");
     if (share == null) return;
-    const x = Math.floor(share * SECONDS) + 0.5;
+    const x = (Math.floor(share * this.span) + 0.5) * (SECONDS / this.span);
     this.cross.setAttribute("x1", x);
     this.cross.setAttribute("x2", x);
-    const ago = Math.round(SECONDS - share * SECONDS);
+    const ago = Math.round(this.span - share * this.span);
     const when = ago < 60 ? `${ago} s ago` : `${Math.floor(ago / 60)} min ${ago % 60} s ago`;
     this.label.textContent = row ? `${this.lane.read(row)}, ${when}` : `nothing kept, ${when}`;
   }
+}
+
+/** What stands under the lanes. */
+function label() {
+  const words = SPANS[strips.tokens.span];
+  document.querySelectorAll(".axis span").forEach((place, i) => (place.textContent = words[i]));
 }
 
 const strips = {};
@@ -143,6 +158,7 @@ async function begin() {
     strips.first.push([past.first_token_ms[i]]);
   });
   for (const strip of Object.values(strips)) strip.draw();
+  label();
 
   const events = new EventSource("/stream");
   let lost = null;
@@ -155,6 +171,7 @@ async function begin() {
       strip.push(now[name]);
       strip.draw();
     }
+    label();
     document.documentElement.dataset.ticks = Number(document.documentElement.dataset.ticks ?? 0) + 1;
   };
   events.onerror = () => {
