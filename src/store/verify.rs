@@ -151,3 +151,39 @@ fn check(path: &Path, wanted: &FileEntry, how: How, at: &mut dyn FnMut(u64)) -> 
     }
     Ok(read)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    /// A large file is known by its chunks: a sample reads its first and its last, all of it is read on request.
+    #[test]
+    fn a_sample_of_a_large_file_reads_its_ends_and_all_of_it_finds_the_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("large");
+        let length = 5 * CHUNK + 1000;
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        file.set_len(length).unwrap();
+        let sums = blob::pass(&mut &file, |_| Ok(())).unwrap();
+        let entry =
+            FileEntry { name: "large".into(), bytes: length, sha256: sums.sha256, chunks: sums.chunks };
+        let look = |how| check(&path, &entry, how, &mut |_| {});
+        assert_eq!(look(How::Full), Ok(length));
+        let read = look(How::Sample).unwrap();
+        assert!((CHUNK + 1000..=3 * CHUNK + 1000).contains(&read), "{read}");
+        for (at, chunk) in [(0, 0), (length - 1, 5)] {
+            file.write_all_at(b"x", at).unwrap();
+            let place = format!("within the {CHUNK} bytes from {}", chunk * CHUNK);
+            for how in [How::Sample, How::Full] {
+                let reason = look(how).unwrap_err();
+                assert!(reason.contains(&place), "{how:?}: {reason}");
+            }
+            file.write_all_at(b"\0", at).unwrap();
+        }
+        file.write_all_at(b"x", 2 * CHUNK + 5).unwrap();
+        assert!(look(How::Full).unwrap_err().contains(&format!("from {}", 2 * CHUNK)));
+        file.set_len(length - 1).unwrap();
+        assert!(look(How::Sample).unwrap_err().contains("were imported"));
+    }
+}
