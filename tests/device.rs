@@ -22,8 +22,15 @@ fn checkpoint() -> Checkpoint {
 
 fn on_device(blocks: usize) -> Box<OnDevice> {
     let emulated = Emulated::open(Order::Shuffled, 1 << 30);
-    let options =
-        device::Options { rows: ROWS, logits: 16, context: 120, blocks, strict: true, graphs: true };
+    let options = device::Options {
+        quantize: None,
+        rows: ROWS,
+        logits: 16,
+        context: 120,
+        blocks,
+        strict: true,
+        graphs: true,
+    };
     let decoder = device::Decoder::load(&emulated, &checkpoint(), &options, &mut |_| ());
     let decoder = decoder.unwrap_or_else(|error| panic!("{error}"));
     Box::new(OnDevice::new(&emulated, decoder).unwrap_or_else(|error| panic!("{error}")))

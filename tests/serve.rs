@@ -249,6 +249,11 @@ fn failures_say_what_where_and_what_to_do() {
         (vec!["serve", "--context", "5000"], 3, "the checkpoint's own is 2048"),
         (vec!["serve", "--threads", "1000"], 3, "1000 threads"),
         (vec!["serve", "--quantize", "q2"], 2, "q2"),
+        (
+            vec!["serve", "--device", "cpu", "--quantize", "int8"],
+            3,
+            "on the CPU there are q8_0, q6_k and q4_k",
+        ),
         (vec!["serve", "--device", "tpu"], 3, "one of auto, cpu, cuda"),
         (vec!["complete", "--temperature", "9", "x"], 2, "from 0 to 2"),
         (vec!["complete", "--temperature", "nan", "--model", &bare, "x"], 2, "from 0 to 2"),

@@ -51,3 +51,14 @@ __device__ __forceinline__ unsigned widen_int8(const unsigned word) {
 __device__ __forceinline__ unsigned widen_int4(const unsigned word) {
   return minus((word & 0x000f000fu) | 0x43004300u, 0x43084308u);
 }
+
+// The products of two pairs of bf16, rounded once.
+__device__ __forceinline__ unsigned times(const unsigned pair, const unsigned other) {
+#ifdef __CUDACC__
+  unsigned out;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(pair), "r"(other), "r"(0x80008000u));
+  return out;
+#else
+  return pack_bf16(first_of(pair) * first_of(other), second_of(pair) * second_of(other));
+#endif
+}

@@ -17,10 +17,17 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
   return (unsigned)__cvta_generic_to_shared(pointer);
 }
 
-// Begins to copy 16 bytes to shared memory, past the first-level cache; zeros where `valid` is false, and `from` is not read.
+// Begins to copy 16 bytes to shared memory, past the first-level cache, or 8 through it; zeros where `valid` is false, and
+// `from` is not read.
+template <unsigned BYTES = 16>
 __device__ __forceinline__ void copy_async(void* to, const void* from, const bool valid) {
-  const unsigned bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
+  static_assert(BYTES == 16 || BYTES == 8, "what the instruction copies");
+  const unsigned bytes = valid ? BYTES : 0;
+  if constexpr (BYTES == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
+  }
 }
 
 // Closes the group of the copies begun since the last one.

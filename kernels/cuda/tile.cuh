@@ -1,5 +1,5 @@
 // A tile of a product on the tensor cores: its pipeline, its sums, and where they go. product.cu says how sums are ordered
-// and what it costs; other products of the same order stand on this too.
+// and what it costs; other products of the same order stand on this too (narrow.cuh: weights of fewer bits).
 #pragma once
 
 #include "epilogue.cuh"
@@ -44,6 +44,7 @@ struct Operands {
   const uint4* w;
   unsigned rows, n, chunks;  // chunks of k
   unsigned first_row, first_column;
+  const void* scales = nullptr;
 };
 
 template <typename T>
@@ -73,16 +74,17 @@ __device__ __forceinline__ void copy_lines(
 template <typename T>
 using Sums = float[T::DOWN][T::ACROSS][4];
 
-// Multiplies one stage into the sums of a warp, k ascending.
+// Multiplies the lines of a stage into the sums of a warp, k ascending.
 template <typename T>
-__device__ __forceinline__ void multiply(Sums<T>& sum, const uint4* const stage, const unsigned warp) {
+__device__ __forceinline__ void multiply(
+    Sums<T>& sum, const uint4* const x_lines, const uint4* const w_lines, const unsigned warp) {
   const unsigned lane = threadIdx.x % LANES;
   const unsigned down = warp / T::WARPS_ACROSS * T::WARP_ROWS;
   const unsigned across = warp % T::WARPS_ACROSS * T::WARP_COLUMNS;
   // Lane 8 i + r names row r of matrix i. x: rows 0 and 8 at k 0, the same at k 8. w: row 0 at k 0 and 8, then row 8.
   const unsigned swizzle = lane % 8;
-  const uint4* const x = stage + (down + lane % 16) * STEP_CHUNKS;
-  const uint4* const w = stage + (T::ROWS + across + lane / 16 * 8 + lane % 8) * STEP_CHUNKS;
+  const uint4* const x = x_lines + (down + lane % 16) * STEP_CHUNKS;
+  const uint4* const w = w_lines + (across + lane / 16 * 8 + lane % 8) * STEP_CHUNKS;
 #pragma unroll
   for (unsigned chunk = 0; chunk < STEP_CHUNKS; chunk += 2) {
     unsigned a[T::DOWN][4];
@@ -106,38 +108,43 @@ __device__ __forceinline__ void multiply(Sums<T>& sum, const uint4* const stage,
   }
 }
 
-// Multiplies the stages [from, end) and calls `finish` with the sums of every part. The copies run ahead over the
-// border of two parts.
-template <typename T, typename Finish>
-__device__ __forceinline__ void accumulate(
-    const Operands& op, uint4* const stages, const unsigned thread, const unsigned from, const unsigned end,
-    const unsigned each, Finish finish) {
-  const auto begin_copies = [&](const unsigned step) {
-    if (step < end) {
-      uint4* const stage = stages + step % T::STAGES * T::STAGE;
-      const unsigned chunk = step * STEP_CHUNKS;
-      copy_lines<T::ROWS, T::THREADS>(stage, op.x, op.first_row, op.rows, op.chunks, chunk, thread);
-      copy_lines<T::COLUMNS, T::THREADS>(
-          stage + T::ROWS * STEP_CHUNKS, op.w, op.first_column, op.n, op.chunks, chunk, thread);
-    }
-    copy_commit();
-  };
-  for (unsigned ahead = 0; ahead < T::STAGES - 1; ++ahead) begin_copies(from + ahead);
+// How a tile's operands come to its stages: here both as they lie in memory.
+template <typename T>
+struct Feed {
+  // Multiplies the stages [from, end) and calls `finish` with the sums of every part. The copies run ahead over the
+  // border of two parts.
+  template <typename Finish>
+  static __device__ __forceinline__ void accumulate(
+      const Operands& op, uint4* const stages, const unsigned thread, const unsigned from, const unsigned end,
+      const unsigned each, Finish finish) {
+    const auto begin_copies = [&](const unsigned step) {
+      if (step < end) {
+        uint4* const stage = stages + step % T::STAGES * T::STAGE;
+        const unsigned chunk = step * STEP_CHUNKS;
+        copy_lines<T::ROWS, T::THREADS>(stage, op.x, op.first_row, op.rows, op.chunks, chunk, thread);
+        copy_lines<T::COLUMNS, T::THREADS>(
+            stage + T::ROWS * STEP_CHUNKS, op.w, op.first_column, op.n, op.chunks, chunk, thread);
+      }
+      copy_commit();
+    };
+    for (unsigned ahead = 0; ahead < T::STAGES - 1; ++ahead) begin_copies(from + ahead);
 
-  for (unsigned first = from; first < end; first += each) {
-    const unsigned past = first + each < end ? first + each : end;
-    Sums<T> sum = {};
-    for (unsigned step = first; step < past; ++step) {
-      copy_wait<T::STAGES - 2>();
-      // The copies of this step are there for all, and all are done with the stage that is filled next.
-      meet<T>();
-      begin_copies(step + T::STAGES - 1);
-      multiply<T>(sum, stages + step % T::STAGES * T::STAGE, thread / LANES);
+    for (unsigned first = from; first < end; first += each) {
+      const unsigned past = first + each < end ? first + each : end;
+      Sums<T> sum = {};
+      for (unsigned step = first; step < past; ++step) {
+        copy_wait<T::STAGES - 2>();
+        // The copies of this step are there for all, and all are done with the stage that is filled next.
+        meet<T>();
+        begin_copies(step + T::STAGES - 1);
+        const uint4* const stage = stages + step % T::STAGES * T::STAGE;
+        multiply<T>(sum, stage, stage + T::ROWS * STEP_CHUNKS, thread / LANES);
+      }
+      finish(sum);
     }
-    finish(sum);
+    copy_wait<0>();
   }
-  copy_wait<0>();
-}
+};
 
 // Where the four sums of a thread for mma tile (i, j) of its warp belong: a pair in `row`, a pair in row + 8.
 struct Place {
@@ -168,6 +175,7 @@ struct Product {
   float* scratch;
   unsigned* counters;
   unsigned n, k, parts;
+  const void* scales = nullptr;  // of a weight of fewer bits
 
   __device__ __forceinline__ float2* at(const unsigned row, const unsigned column) const {
     return reinterpret_cast<float2*>(static_cast<float*>(y) + (size_t)row * n + column);
@@ -224,10 +232,10 @@ template <typename T, unsigned EPILOGUE>
 __device__ __forceinline__ void product_tile(
     const Product& p, const unsigned rows, const unsigned first_row, const unsigned first_column) {
   DYNAMIC_SHARED(uint4, stages);
-  const Operands op = {p.x, p.w, rows, p.n, p.k / CHUNK, first_row, first_column};
+  const Operands op = {p.x, p.w, rows, p.n, p.k / CHUNK, first_row, first_column, p.scales};
   const Parts parts = cut(p.k, IS_GATE<EPILOGUE> ? 1 : p.parts);
   unsigned part = 0;
-  accumulate<T>(op, stages, threadIdx.x, 0, parts.steps, parts.each, [&](const Sums<T>& sum) {
+  Feed<T>::accumulate(op, stages, threadIdx.x, 0, parts.steps, parts.each, [&](const Sums<T>& sum) {
     if constexpr (IS_GATE<EPILOGUE>) {
       put_gate<T, EPILOGUE>(p, op, sum);
     } else {

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use hearth_kernels::Weight;
+use hearth_kernels::cuda::weightonly::PANEL;
 use hearth_kernels::paged::BLOCK;
 use serde::Serialize;
 
@@ -77,20 +78,25 @@ impl Memory {
         }
     }
 
-    /// The sum on a GPU, where weights lie as they are in the checkpoint.
+    /// The sum on a GPU, where weights lie as bf16 or packed.
     pub fn on_device(checkpoint: &Checkpoint, options: &device::Options) -> Memory {
         let mut weights: Vec<Share> = Vec::new();
         for block in checkpoint.layout().blocks() {
             let elements = block.elements();
-            let (what, bytes) = match block.role {
-                Role::Vector => ("norms and biases, f32", 4 * elements),
-                Role::Embedding => ("embedding, bf16", 2 * elements),
-                Role::Head => ("head, bf16", 2 * elements),
-                Role::Linear | Role::Router => ("layers, bf16", 2 * elements),
+            let (what, bytes) = match (block.role, options.quantize) {
+                (Role::Vector, _) => ("norms and biases, f32".to_owned(), 4 * elements),
+                (Role::Embedding, _) => ("embedding, bf16".to_owned(), 2 * elements),
+                (Role::Head, _) => ("head, bf16".to_owned(), 2 * elements),
+                (Role::Linear, Some(format)) => {
+                    let (numbers, scales) = format.panel_bytes(block.cols());
+                    let bytes = block.rows().div_ceil(PANEL) * (numbers + scales);
+                    (format!("layers, {}", format.title()), bytes as u64)
+                }
+                (Role::Linear | Role::Router, _) => ("layers, bf16".to_owned(), 2 * elements),
             };
             match weights.iter_mut().find(|share| share.what == what) {
                 Some(share) => share.bytes += bytes,
-                None => weights.push(Share { what: what.to_owned(), bytes }),
+                None => weights.push(Share { what, bytes }),
             }
         }
         let spec = checkpoint.spec();
@@ -162,7 +168,8 @@ impl fmt::Display for Memory {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "not enough memory: {needed} needed, {available} available ({limit}), {short} short\n{sum}\
-     Serve fewer models, lower the number of blocks or the context, or load with --quantize q8_0 or q4_k."
+     Serve fewer models, lower the number of blocks or the context, or load with --quantize q8_0 or q4_k (on a GPU int8 or \
+     int4)."
 )]
 pub struct DoesNotFit {
     pub needed: Size,

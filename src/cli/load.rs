@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
+use hearth_kernels::cuda::weightonly::Format;
 use hearth_kernels::paged::BLOCK;
 use hearth_kernels::{Context, Quantize};
 use hearth_models::checkpoint::Checkpoint;
@@ -53,8 +54,8 @@ pub struct ModelFlags {
     /// Threads that compute [default: one for each core]
     #[arg(long, value_name = "N")]
     threads: Option<String>,
-    /// Packs weights at load: q8_0, q4_k or q6_k
-    #[arg(long, value_name = "TYPE", value_parser = ["none", "q8_0", "q4_k", "q6_k"])]
+    /// Packs weights at load: on the CPU q8_0, q4_k or q6_k, on a GPU int8, fp8 or int4
+    #[arg(long, value_name = "TYPE", value_parser = ["none", "q8_0", "q4_k", "q6_k", "int8", "fp8", "int4"])]
     quantize: Option<String>,
     /// Tokens of prompt and answer at most [default: the checkpoint's own]
     #[arg(long, value_name = "TOKENS")]
@@ -324,6 +325,7 @@ struct Opened<'a> {
     checkpoint: Checkpoint,
     text: Text,
     options: Options,
+    packing: Packing,
     memory: Memory,
     notice: Option<String>,
 }
@@ -358,15 +360,11 @@ impl<'a> Opened<'a> {
             );
             return Err(CliError::new(Exit::Model, what).fix("copy the checkpoint again"));
         }
-        if matches!(place, Place::Gpu(_)) && entry.quantize.is_some() {
-            let what = format!("model {}: weights are not packed on a GPU in this version", entry.name);
-            let fix = "leave `quantize` out, or serve it on the CPU: --device cpu";
-            return Err(CliError::new(Exit::Config, what).at(entry.origin.to_string()).fix(fix));
-        }
+        let packing = packing(entry, place, spec.experts.is_some())?;
         let step_tokens = if settings.step_tokens > 0 { settings.step_tokens } else { place.step_tokens() };
         let rows = step_tokens.max(settings.sequences) as usize;
         let mut options = Options {
-            quantize: entry.quantize.as_deref().map(quantize),
+            quantize: packing.processor,
             rows,
             logits: match place {
                 Place::Processor(_) => rows,
@@ -379,7 +377,7 @@ impl<'a> Opened<'a> {
         };
         let sum = |options: &Options| match place {
             Place::Processor(_) => Memory::of(&checkpoint, options),
-            Place::Gpu(_) => Memory::on_device(&checkpoint, &on_device(options)),
+            Place::Gpu(_) => Memory::on_device(&checkpoint, &on_device(options, packing)),
         };
         let one = sum(&options);
         let whole = context.div_ceil(BLOCK);
@@ -395,7 +393,7 @@ impl<'a> Opened<'a> {
             (bytes, _) => (bytes / one.block_bytes).max(1) as usize,
         };
         let memory = sum(&options);
-        Ok(Self { entry, checkpoint, text, options, memory, notice })
+        Ok(Self { entry, checkpoint, text, options, packing, memory, notice })
     }
 
     /// Reads the weights for every replica and starts its engine.
@@ -449,7 +447,7 @@ impl<'a> Opened<'a> {
                 Box::new(Local::new(context, decoder.map_err(|e| failed(e.to_string()))?))
             }
             Place::Gpu(device) => {
-                let options = on_device(&self.options);
+                let options = on_device(&self.options, self.packing);
                 let decoder =
                     device::Decoder::load(device, &self.checkpoint, &options, &mut |done| progress.at(done));
                 let decoder = decoder.map_err(|e| failed(e.to_string()))?;
@@ -472,10 +470,47 @@ fn as_imported(entry: &ModelEntry, settings: &Settings) -> Result<(), CliError> 
     Ok(())
 }
 
+/// How weights are packed: each place has its own formats.
+#[derive(Clone, Copy, Default)]
+struct Packing {
+    processor: Option<Quantize>,
+    gpu: Option<Format>,
+}
+
+/// What `quantize` means where the model is served.
+fn packing(entry: &ModelEntry, place: &Place, has_experts: bool) -> Result<Packing, CliError> {
+    let Some(name) = entry.quantize.as_deref() else { return Ok(Packing::default()) };
+    let processor = match name {
+        "q8_0" => Some(Quantize::Q8_0),
+        "q4_k" => Some(Quantize::Q4K),
+        "q6_k" => Some(Quantize::Q6K),
+        _ => None,
+    };
+    let gpu = Format::ALL.into_iter().find(|format| format.title() == name);
+    assert!(processor.is_some() || gpu.is_some(), "bug: {name} passed the table of settings");
+    let (what, fix) = match place {
+        Place::Processor(_) if processor.is_none() => (
+            format!("`quantize` is {name:?}, a format of GPUs; this model is served on the CPU"),
+            "on the CPU there are q8_0, q6_k and q4_k",
+        ),
+        Place::Gpu(_) if gpu.is_none() => (
+            format!("`quantize` is {name:?}, a format of the CPU; this model is served on a GPU"),
+            "on a GPU there are int8, fp8 and int4; or serve it on the CPU: --device cpu",
+        ),
+        Place::Gpu(_) if has_experts => (
+            format!("`quantize` is {name:?}; mixtures of experts are served on a GPU as bf16 alone"),
+            "leave `quantize` out, or serve it on the CPU with q8_0, q6_k or q4_k: --device cpu",
+        ),
+        _ => return Ok(Packing { processor, gpu }),
+    };
+    let what = format!("model {}: {what}", entry.name);
+    Err(CliError::new(Exit::Config, what).at(entry.origin.to_string()).fix(fix))
+}
+
 /// The same for a GPU.
-fn on_device(options: &Options) -> device::Options {
+fn on_device(options: &Options, packing: Packing) -> device::Options {
     let Options { rows, logits, context, blocks, .. } = *options;
-    device::Options { rows, logits, context, blocks, strict: false, graphs: true }
+    device::Options { quantize: packing.gpu, rows, logits, context, blocks, strict: false, graphs: true }
 }
 
 /// A checkpoint's files, from its directory or from the binary, and what to say about it.
@@ -514,15 +549,6 @@ fn not_built_in(name: &str) -> CliError {
     CliError::new(Exit::Model, format!("no model named {name} is built in")).fix(format!(
         "give it a `path`, or import it: hearth models import DIR --name {name} --accept-license"
     ))
-}
-
-fn quantize(name: &str) -> Quantize {
-    match name {
-        "q8_0" => Quantize::Q8_0,
-        "q4_k" => Quantize::Q4K,
-        "q6_k" => Quantize::Q6K,
-        other => unreachable!("bug: {other} passed the table of settings"),
-    }
 }
 
 /// The family of a model, of which nothing but the small files is read. `None`: they cannot be.

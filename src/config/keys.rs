@@ -290,9 +290,9 @@ pub const MODEL_KEYS: &[Key] = &[
     ),
     key(
         "quantize",
-        Kind::Choice(&["none", "q8_0", "q4_k", "q6_k"]),
+        Kind::Choice(&["none", "q8_0", "q4_k", "q6_k", "int8", "fp8", "int4"]),
         "none",
-        "how weights are packed at load",
+        "how weights are packed at load: on the CPU q8_0, q4_k, q6_k; on a GPU int8, fp8, int4",
     ),
     key("aliases", Kind::List, "", "other names in requests"),
     key(

@@ -10,9 +10,9 @@ use super::launch::Launch;
 use crate::Activation;
 
 /// n and k are multiples of this, the numbers in 16 bytes; n of two of them where gates are bent.
-const CHUNK: usize = 8;
+pub(super) const CHUNK: usize = 8;
 /// Parts of k that are summed by themselves, and the widest weight for which there are several. Any change changes bits.
-const PARTS: usize = 4;
+pub(super) const PARTS: usize = 4;
 const MANY_PARTS: usize = 16384;
 /// Numbers of the largest tile whose parts are spread over blocks.
 const SPREAD_TILE: usize = 128 * 128;
@@ -138,7 +138,7 @@ impl Facts {
 }
 
 /// Parts of the k of a product; part of its meaning, so the shape and the epilogue alone may decide.
-fn parts(n: usize, is_gate: bool) -> usize {
+pub(super) fn parts(n: usize, is_gate: bool) -> usize {
     if is_gate || n > MANY_PARTS { 1 } else { PARTS }
 }
 
@@ -175,6 +175,12 @@ impl Product {
             counters: Buffer::zeros(device, most_spread)?,
             device: device.clone(),
         })
+    }
+
+    /// How many tiles may be spread at most, and where their parts and counters lie.
+    pub(super) fn room_of_parts(&self) -> (usize, Buffer<f32>, Buffer<u32>) {
+        let Self { most_spread, partial, counters, .. } = self;
+        (*most_spread, partial.part(0, partial.len()), counters.part(0, counters.len()))
     }
 
     fn tile(&self, bucket: usize, n: usize, is_gate: bool) -> Tile {

@@ -53,6 +53,14 @@ impl Format {
         }
     }
 
+    /// As people and settings call it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Format::E4m3 => "fp8",
+            other => other.name(),
+        }
+    }
+
     /// Bytes of the numbers and of the scales of a panel with `k` columns.
     pub fn panel_bytes(self, k: usize) -> (usize, usize) {
         let steps = k.div_ceil(STEP);

@@ -59,6 +59,7 @@ enum class State { Ready, AtBlockBarrier, AtWarpBarrier, Returned };
 struct Copy {
   void* to;
   const void* from;
+  unsigned bytes;
 };
 
 // Where a fiber or the scheduler is. The address sanitizer follows swapcontext; without it a jump saves two system
@@ -285,10 +286,11 @@ inline void aligned(const void* pointer, size_t to) {
   if (reinterpret_cast<uintptr_t>(pointer) % to != 0) stop("an address that is not aligned");
 }
 
-inline void copy_async(void* to, const void* from, bool valid) {
-  aligned(to, 16);
-  if (valid) aligned(from, 16);
-  self().copies.back().push_back({to, valid ? from : nullptr});
+template <unsigned BYTES = 16>
+void copy_async(void* to, const void* from, bool valid) {
+  aligned(to, BYTES);
+  if (valid) aligned(from, BYTES);
+  self().copies.back().push_back({to, valid ? from : nullptr, BYTES});
 }
 
 inline void copy_commit() { self().copies.emplace_back(); }
@@ -298,8 +300,8 @@ void copy_wait() {
   auto& groups = self().copies;
   while (groups.size() - 1 > PENDING) {
     for (const Copy& copy : groups.front()) {
-      if (copy.from) std::memcpy(copy.to, copy.from, 16);
-      else std::memset(copy.to, 0, 16);
+      if (copy.from) std::memcpy(copy.to, copy.from, copy.bytes);
+      else std::memset(copy.to, 0, copy.bytes);
     }
     groups.erase(groups.begin());
   }

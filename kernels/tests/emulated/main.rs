@@ -8,6 +8,7 @@ mod attend_prompt;
 mod expert_product;
 mod experts;
 mod faults;
+mod narrow;
 mod paged;
 mod product;
 mod program;

@@ -48,8 +48,15 @@ pub fn run(bench: &Bench) -> Result<Value, Failure> {
     let mut rows = Vec::new();
     let mut best = 0.0;
     for (strict, graphs) in [(false, true), (true, true), (false, false), (true, false)] {
-        let options =
-            Options { rows: input, logits: 1, context: group.room, blocks: group.blocks(), strict, graphs };
+        let options = Options {
+            quantize: None,
+            rows: input,
+            logits: 1,
+            context: group.room,
+            blocks: group.blocks(),
+            strict,
+            graphs,
+        };
         let mut decoder = Decoder::random(&bench.device, &bench.spec, &options)?;
         steps::run(&bench.device, &mut decoder, &group.prompts(input, input))?;
         steps::warm(&bench.device, &mut decoder, &[group.decode(input)])?;

@@ -16,6 +16,7 @@ use hearth_kernels::cuda::driver::DeviceError;
 use hearth_kernels::cuda::product::{Finish, Product, gate_row};
 use hearth_kernels::cuda::skinny::{Class, MAX_ROWS, Skinny};
 use hearth_kernels::cuda::stream::number;
+use hearth_models::device::Options;
 use serde_json::{Value, json};
 
 use crate::Failure;
@@ -356,7 +357,8 @@ fn decoders(bench: &Bench) -> Result<Value, Failure> {
     let mut rows = Vec::new();
     for family in families {
         let (_dir, checkpoint) = checkpoint(*family);
-        let device = |strict, graphs| Rig::device(&bench.device, &checkpoint, strict, graphs);
+        let options = |strict, graphs| Options { strict, graphs, ..rig::OPTIONS };
+        let device = |strict, graphs| Rig::on(&bench.device, &checkpoint, options(strict, graphs));
         let apart = compare(&mut device(false, true), &mut Rig::cpu(&checkpoint));
         let captured = same_captured(&mut device(false, true), &mut device(false, false));
         let alone = same_alone(&mut device(true, true), &mut device(true, true));

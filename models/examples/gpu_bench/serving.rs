@@ -104,8 +104,15 @@ pub fn run(bench: &Bench) -> Result<Value, Failure> {
     let context = longest.max(plan.beside).max(room).min(spec.context);
     let beside = group(plan.streams, room) + group(1, plan.beside);
     let wanted = group(most, room).max(group(1, context)).max(beside);
-    let mut options =
-        Options { rows: plan.rows, logits, context, blocks: wanted, strict: false, graphs: true };
+    let mut options = Options {
+        quantize: None,
+        rows: plan.rows,
+        logits,
+        context,
+        blocks: wanted,
+        strict: false,
+        graphs: true,
+    };
     let (free, total) = bench.device.memory()?;
     let taken = 2 * cost.numbers + step_bytes(spec, &options) + SPARE as u64;
     let page = 16 * cost.position;

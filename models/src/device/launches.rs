@@ -8,8 +8,9 @@ use hearth_kernels::cuda::experts::{DIRECT_ROWS, Room};
 use hearth_kernels::cuda::product::Finish;
 use hearth_kernels::cuda::row::Norm;
 use hearth_kernels::cuda::skinny::{self, Class};
+use hearth_kernels::cuda::weightonly;
 
-use super::weights::{Linear, Matrix, Mlp};
+use super::weights::{Linear, Matrix, Mlp, Weight};
 use super::{Decoder, Mixture};
 
 /// Weights with at most so many rows have their k shared by the warps of a block, in products of few rows.
@@ -91,7 +92,15 @@ impl Decoder {
         finish: Finish<'_>,
     ) -> Result<(), DeviceError> {
         let (bias, count) = (linear.bias.as_ref(), &self.meta.rows);
-        self.multiply(bucket, count, x, &linear.weight, bias, finish)
+        let weight = match &linear.weight {
+            Weight::Wide(matrix) => return self.multiply(bucket, count, x, matrix, bias, finish),
+            Weight::Narrow(weight) => weight,
+        };
+        let narrow = self.kernels.narrow.as_ref().expect("bug: packed weights without their kernels");
+        if self.options.strict || bucket > weightonly::MAX_ROWS {
+            return narrow.many.launch(bucket, count, x, weight, bias, finish);
+        }
+        narrow.few.launch(bucket, count, x, weight, bias, finish)
     }
 
     /// Few rows by the kernels that stream the weight, unless the bits are to be those of many rows.

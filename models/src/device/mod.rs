@@ -19,9 +19,11 @@ use hearth_kernels::cuda::attention::{self, Attention};
 use hearth_kernels::cuda::buffer::Buffer;
 use hearth_kernels::cuda::driver::{Device, DeviceError, Graph};
 use hearth_kernels::cuda::experts::{self, Experts, Routes};
+use hearth_kernels::cuda::narrow::Narrow;
 use hearth_kernels::cuda::product::Product;
 use hearth_kernels::cuda::row::Row;
 use hearth_kernels::cuda::skinny::Skinny;
+use hearth_kernels::cuda::weightonly::{Format, WeightOnly};
 use hearth_kernels::paged::BLOCK;
 use hearth_kernels::{Activation, Context, Heads, RopeTable};
 
@@ -41,6 +43,8 @@ const PIECE: usize = 256;
 /// What a decoder is made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
+    /// Packs the weights of the layers at load; embeddings, head and router keep their type.
+    pub quantize: Option<Format>,
     /// Rows of a step at most.
     pub rows: usize,
     /// Rows of logits of a step at most; sequences that decode at the same time, too.
@@ -80,6 +84,13 @@ struct Kernels {
     skinny: Skinny,
     attention: Attention,
     experts: Experts,
+    narrow: Option<NarrowProducts>,
+}
+
+/// Products with packed weights.
+struct NarrowProducts {
+    few: WeightOnly,
+    many: Narrow,
 }
 
 /// Activations of the largest step.
@@ -116,7 +127,9 @@ impl Decoder {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, LoadError> {
         let (spec, dtype) = (checkpoint.spec().clone(), checkpoint.main_dtype());
-        Self::build(device, spec, options, dtype, || Loader::new(device, checkpoint, progress)?.weights())
+        Self::build(device, spec, options, dtype, || {
+            Loader::new(device, checkpoint, options.quantize, progress)?.weights()
+        })
     }
 
     /// A decoder of a shape whose weights are random numbers made on the device: for measuring, without a checkpoint.
@@ -161,9 +174,25 @@ impl Decoder {
         {
             return Err(LoadError::Device { what: "this many experts", value: experts.count.to_string() });
         }
+        if let Some(format) = options.quantize
+            && spec.experts.is_some()
+        {
+            return Err(LoadError::Device {
+                what: "experts in packed weights",
+                value: format.name().to_owned(),
+            });
+        }
+        let product = Product::load(device)?;
+        let narrow = match options.quantize {
+            None => None,
+            Some(_) => {
+                Some(NarrowProducts { few: WeightOnly::load(device)?, many: Narrow::load(device, &product)? })
+            }
+        };
         let kernels = Kernels {
             row: Row::load(device)?,
-            product: Product::load(device)?,
+            product,
+            narrow,
             skinny: Skinny::load(device)?,
             attention: Attention::load(device, shape, limits)?,
             experts: Experts::load(device)?,

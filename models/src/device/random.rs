@@ -5,7 +5,7 @@ use hearth_kernels::cuda::buffer::Buffer;
 use hearth_kernels::cuda::driver::{Device, DeviceError};
 use hearth_kernels::cuda::stream::Stream;
 
-use super::weights::{Layer, Linear, Matrix, Mlp, Weights};
+use super::weights::{Layer, Linear, Matrix, Mlp, Weight, Weights};
 use crate::decoder::LoadError;
 use crate::layout::{self, Block, Layout};
 use crate::spec::Spec;
@@ -60,7 +60,7 @@ impl Maker<'_> {
 
     fn linear(&mut self, block: &Block, bias: &Option<Block>) -> Result<Linear, DeviceError> {
         let bias = bias.as_ref().map(|bias| self.vector(bias, 0.1)).transpose()?;
-        Ok(Linear { weight: self.matrix(block, block.cols())?, bias })
+        Ok(Linear { weight: Weight::Wide(self.matrix(block, block.cols())?), bias })
     }
 
     fn matrix(&mut self, block: &Block, inputs: usize) -> Result<Matrix, DeviceError> {

@@ -1,9 +1,11 @@
-//! A checkpoint's weights on a device: bf16 matrices as the checkpoint has them, through one staging area.
+//! A checkpoint's weights on a device: bf16 matrices as the checkpoint has them, or packed to fewer bits on the way,
+//! through one staging area.
 
 use candle_core::DType;
-use half::bf16;
-use hearth_kernels::cuda::buffer::{Buffer, Host};
+use half::{bf16, f16};
+use hearth_kernels::cuda::buffer::{Buffer, Host, Plain};
 use hearth_kernels::cuda::driver::{Device, DeviceError, Mark};
+use hearth_kernels::cuda::weightonly::{self, Format, PANEL, pack_panel};
 
 use crate::checkpoint::Checkpoint;
 use crate::decoder::LoadError;
@@ -23,9 +25,16 @@ pub struct Matrix {
     pub cols: usize,
 }
 
+/// The weight of a product inside a layer.
+#[derive(Debug)]
+pub enum Weight {
+    Wide(Matrix),
+    Narrow(weightonly::Weight),
+}
+
 #[derive(Debug)]
 pub struct Linear {
-    pub weight: Matrix,
+    pub weight: Weight,
     pub bias: Option<Buffer<f32>>,
 }
 
@@ -76,24 +85,31 @@ impl Stage {
         Ok(Self { device: device.clone(), halves: [half()?, half()?], next: 0 })
     }
 
-    /// Copies the pieces, one after another, to `to`.
+    /// The half that is filled next, once what was last copied from it has arrived.
+    fn half(&mut self) -> Result<&mut Host<u8>, DeviceError> {
+        let (half, mark) = &mut self.halves[self.next];
+        if let Some(mark) = mark.take() {
+            self.device.wait(mark)?;
+        }
+        Ok(half)
+    }
+
+    /// Copies the pieces, numbers of type `dtype`, one after another, to `to`.
     fn copy<'a>(
         &mut self,
         to: &Buffer<bf16>,
+        dtype: DType,
         pieces: impl Iterator<Item = &'a [u8]>,
     ) -> Result<(), DeviceError> {
         let (mut filled, mut done) = (0, 0);
         for mut piece in pieces {
             while !piece.is_empty() {
-                if filled == 0
-                    && let Some(mark) = self.halves[self.next].1.take()
-                {
-                    self.device.wait(mark)?;
-                }
-                let bytes = piece.len().min(STAGE - filled);
-                self.halves[self.next].0[filled..filled + bytes].copy_from_slice(&piece[..bytes]);
-                filled += bytes;
-                piece = &piece[bytes..];
+                let half = self.half()?;
+                let numbers = (piece.len() / dtype.size_in_bytes()).min((STAGE - filled) / 2);
+                let (now, later) = piece.split_at(numbers * dtype.size_in_bytes());
+                narrow(dtype, now, &mut half[filled..filled + 2 * numbers]);
+                filled += 2 * numbers;
+                piece = later;
                 if filled == STAGE {
                     self.flush(to, done, filled)?;
                     (filled, done) = (0, done + filled);
@@ -104,9 +120,10 @@ impl Stage {
         if filled > 0 { self.flush(to, done, filled) } else { Ok(()) }
     }
 
-    fn flush(&mut self, to: &Buffer<bf16>, at: usize, bytes: usize) -> Result<(), DeviceError> {
+    fn flush<T: Plain>(&mut self, to: &Buffer<T>, at: usize, bytes: usize) -> Result<(), DeviceError> {
+        assert!(at + bytes <= to.bytes().next_multiple_of(2), "bug: a weight of another size");
         let (half, mark) = &mut self.halves[self.next];
-        // SAFETY: the bytes end inside `to` (asserted when all are there), and the half is left alone until its mark.
+        // SAFETY: the bytes end inside `to`, and the half is left alone until its mark.
         unsafe { self.device.copy_in(to.address() + at as u64, half.as_ptr(), bytes)? };
         *mark = Some(self.device.mark()?);
         self.next = 1 - self.next;
@@ -114,9 +131,54 @@ impl Stage {
     }
 }
 
+/// Numbers of a checkpoint as bf16, to nearest.
+fn narrow(dtype: DType, from: &[u8], to: &mut [u8]) {
+    let mut put = |values: &mut dyn Iterator<Item = f32>| {
+        for (to, value) in to.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+            *to = bf16::from_f32(value).to_le_bytes();
+        }
+    };
+    match dtype {
+        DType::BF16 => to.copy_from_slice(from),
+        DType::F16 => put(&mut from.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
+        _ => put(&mut from.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
+    }
+}
+
+/// A block's tensors in the checkpoint, all of one type.
+struct Parts<'a> {
+    dtype: DType,
+    tensors: Vec<&'a [u8]>,
+    cols: usize,
+}
+
+impl<'a> Parts<'a> {
+    fn row_bytes(&self) -> usize {
+        self.cols * self.dtype.size_in_bytes()
+    }
+
+    /// Rows of the parts one after another, or of the two of them by turns.
+    fn row(&self, mut index: usize, by_turns: bool) -> &'a [u8] {
+        let bytes = self.row_bytes();
+        if by_turns {
+            let within = index % (2 * TURN);
+            let tensor = self.tensors[within / TURN];
+            return &tensor[(index / (2 * TURN) * TURN + within % TURN) * bytes..][..bytes];
+        }
+        for tensor in &self.tensors {
+            match tensor.len() / bytes {
+                rows if index < rows => return &tensor[index * bytes..][..bytes],
+                rows => index -= rows,
+            }
+        }
+        panic!("bug: {index} rows beyond the last of a weight")
+    }
+}
+
 pub struct Loader<'a> {
     device: &'a Device,
     checkpoint: &'a Checkpoint,
+    quantize: Option<Format>,
     stage: Stage,
     progress: &'a mut dyn FnMut(u64),
     read: u64,
@@ -127,9 +189,10 @@ impl<'a> Loader<'a> {
     pub fn new(
         device: &'a Device,
         checkpoint: &'a Checkpoint,
+        quantize: Option<Format>,
         progress: &'a mut dyn FnMut(u64),
     ) -> Result<Self, DeviceError> {
-        Ok(Self { device, checkpoint, stage: Stage::new(device)?, progress, read: 0, held: 0 })
+        Ok(Self { device, checkpoint, quantize, stage: Stage::new(device)?, progress, read: 0, held: 0 })
     }
 
     pub fn weights(mut self) -> Result<Weights, LoadError> {
@@ -163,15 +226,62 @@ impl<'a> Loader<'a> {
 
     fn linear(&mut self, block: &Block, bias: &Option<Block>) -> Result<Linear, LoadError> {
         let bias = bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
-        Ok(Linear { weight: self.matrix(block)?, bias })
+        let weight = match self.quantize {
+            None => Weight::Wide(self.matrix(block)?),
+            Some(format) => Weight::Narrow(self.packed(block, format, false)?),
+        };
+        Ok(Linear { weight, bias })
     }
 
     fn matrix(&mut self, block: &Block) -> Result<Matrix, LoadError> {
-        let parts = self.parts(block)?;
+        let Parts { dtype, tensors, .. } = self.parts(block);
         let numbers = Buffer::new(self.device, block.rows() * block.cols())?;
-        self.stage.copy(&numbers, parts.into_iter())?;
+        self.stage.copy(&numbers, dtype, tensors.into_iter())?;
         self.done(block, numbers.bytes());
         Ok(Matrix { numbers, rows: block.rows(), cols: block.cols() })
+    }
+
+    /// A weight of fewer bits, packed by all cores in the staging area, some panels at a time.
+    fn packed(
+        &mut self,
+        block: &Block,
+        format: Format,
+        by_turns: bool,
+    ) -> Result<weightonly::Weight, LoadError> {
+        let (n, k) = (block.rows(), block.cols());
+        let (parts, panels) = (self.parts(block), n.div_ceil(PANEL));
+        let (bytes, scale_bytes) = format.panel_bytes(k);
+        let numbers = Buffer::new(self.device, panels * bytes)?;
+        let mut scales = vec![0; panels * scale_bytes];
+        // Even the widest supported k leaves room for many panels in a half.
+        let at_once = STAGE / bytes;
+        assert!(at_once > 0, "bug: {k} columns in a panel");
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        for (round, scales) in scales.chunks_mut(at_once * scale_bytes).enumerate() {
+            let (first, count) = (round * at_once, scales.len() / scale_bytes);
+            let each = count.div_ceil(cores);
+            let half = self.stage.half()?;
+            let shares = half[..count * bytes].chunks_mut(each * bytes);
+            std::thread::scope(|scope| {
+                for (share, (to, scales)) in shares.zip(scales.chunks_mut(each * scale_bytes)).enumerate() {
+                    let parts = &parts;
+                    scope.spawn(move || {
+                        let room = to.chunks_exact_mut(bytes).zip(scales.chunks_exact_mut(scale_bytes));
+                        for (panel, (to, scales)) in (first + share * each..).zip(room) {
+                            let rows = panel * PANEL..((panel + 1) * PANEL).min(n);
+                            let wide: Vec<Vec<f32>> =
+                                rows.map(|row| numbers_of(parts.dtype, parts.row(row, by_turns))).collect();
+                            let rows: Vec<&[f32]> = wide.iter().map(Vec::as_slice).collect();
+                            pack_panel(format, &rows, to, scales);
+                        }
+                    });
+                }
+            });
+            self.stage.flush(&numbers, first * bytes, count * bytes)?;
+        }
+        let scales = Buffer::of(self.device, &scales)?;
+        self.done(block, numbers.bytes() + scales.bytes());
+        Ok(weightonly::Weight { format, n, k, numbers, scales })
     }
 
     fn experts(&mut self, router: &Block, mlps: &[layout::Mlp]) -> Result<Mlp, LoadError> {
@@ -181,8 +291,8 @@ impl<'a> Loader<'a> {
         let down = Buffer::new(self.device, mlps.len() * long)?;
         for (i, mlp) in mlps.iter().enumerate() {
             self.turned(&mlp.gate_up, &gate_up.part(i * wide, wide))?;
-            let parts = self.parts(&mlp.down)?;
-            self.stage.copy(&down.part(i * long, long), parts.into_iter())?;
+            let Parts { dtype, tensors, .. } = self.parts(&mlp.down);
+            self.stage.copy(&down.part(i * long, long), dtype, tensors.into_iter())?;
             self.done(&mlp.down, 2 * long);
         }
         Ok(Mlp::Experts { router: self.matrix(router)?, gate_up, down })
@@ -190,8 +300,15 @@ impl<'a> Loader<'a> {
 
     /// Gate over up, their rows taking turns.
     fn gate_up(&mut self, block: &Block, bias: &Option<Block>) -> Result<Linear, LoadError> {
-        let numbers = Buffer::new(self.device, block.rows() * block.cols())?;
-        self.turned(block, &numbers)?;
+        let weight = match self.quantize {
+            None => {
+                let (rows, cols) = (block.rows(), block.cols());
+                let numbers = Buffer::new(self.device, rows * cols)?;
+                self.turned(block, &numbers)?;
+                Weight::Wide(Matrix { numbers, rows, cols })
+            }
+            Some(format) => Weight::Narrow(self.packed(block, format, true)?),
+        };
         let bias = match bias {
             None => None,
             Some(bias) => {
@@ -203,14 +320,17 @@ impl<'a> Loader<'a> {
                 Some(Buffer::of(self.device, &turned)?)
             }
         };
-        Ok(Linear { weight: Matrix { numbers, rows: block.rows(), cols: block.cols() }, bias })
+        Ok(Linear { weight, bias })
     }
 
     fn turned(&mut self, block: &Block, to: &Buffer<bf16>) -> Result<(), LoadError> {
-        let parts = self.parts(block)?;
-        let [gate, up] = parts[..] else { panic!("bug: gate and up are {} tensors", parts.len()) };
-        let turn = TURN * block.cols() * size_of::<bf16>();
-        self.stage.copy(to, gate.chunks(turn).zip(up.chunks(turn)).flat_map(|(gate, up)| [gate, up]))?;
+        let parts = self.parts(block);
+        let [gate, up] = parts.tensors[..] else {
+            panic!("bug: gate and up are {} tensors", parts.tensors.len())
+        };
+        let turn = TURN * parts.row_bytes();
+        let turns = gate.chunks(turn).zip(up.chunks(turn)).flat_map(|(gate, up)| [gate, up]);
+        self.stage.copy(to, parts.dtype, turns)?;
         self.done(block, to.bytes());
         Ok(())
     }
@@ -222,29 +342,35 @@ impl<'a> Loader<'a> {
         Ok(Buffer::of(self.device, &wide)?)
     }
 
-    /// The bytes of a block's tensors, which must be bf16.
-    fn parts(&self, block: &Block) -> Result<Vec<&'a [u8]>, LoadError> {
-        let part = |part: &layout::Part| {
-            let slice = self.checkpoint.tensor(&part.name).expect("bug: the checkpoint was checked");
-            match slice.dtype {
-                DType::BF16 => Ok(slice.bytes),
-                other => {
-                    let value = format!("`{}` in {}", part.name, other.as_str());
-                    Err(LoadError::Device { what: "weights other than bf16", value })
-                }
-            }
-        };
-        block.parts.iter().map(part).collect()
+    fn parts(&self, block: &Block) -> Parts<'a> {
+        let slices: Vec<_> = block
+            .parts
+            .iter()
+            .map(|part| self.checkpoint.tensor(&part.name).expect("bug: the checkpoint was checked"))
+            .collect();
+        let tensors = slices.iter().map(|slice| slice.bytes).collect();
+        Parts { dtype: slices[0].dtype, tensors, cols: block.cols() }
     }
 
-    fn done(&mut self, block: &Block, bytes: usize) {
+    /// All of a block is on the device.
+    fn done(&mut self, block: &Block, held: usize) {
+        let read = self.parts(block).tensors.iter().map(|tensor| tensor.len()).sum();
         block.parts.iter().for_each(|part| self.checkpoint.release(&part.name));
-        self.count(bytes, bytes);
+        self.count(read, held);
     }
 
     fn count(&mut self, read: usize, held: usize) {
         self.read += read as u64;
         self.held += held as u64;
         (self.progress)(self.read);
+    }
+}
+
+/// Numbers of a checkpoint, widened.
+fn numbers_of(dtype: DType, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        DType::BF16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        DType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        _ => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
     }
 }

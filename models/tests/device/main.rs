@@ -8,17 +8,22 @@ mod rig;
 
 use golden::{Golden, argmax};
 use hearth_kernels::cuda::emulated::{Emulated, Order};
+use hearth_kernels::cuda::weightonly::Format;
 use hearth_kernels::paged::Span;
 use hearth_models::checkpoint::Checkpoint;
 use hearth_models::device::{Decoder, Options};
 use hearth_models::memory::Memory;
 use hearth_models::step::Step;
-use rig::{FAMILIES, HALF, Rig, Sequence, bits, checkpoint, compare, relative, schedule, sequences};
+use rig::{FAMILIES, HALF, OPTIONS, Rig, Sequence, bits, checkpoint, compare, relative, schedule, sequences};
 
 const MEMORY: usize = 1 << 30;
 
 fn device(checkpoint: &Checkpoint, strict: bool, graphs: bool) -> Rig {
-    Rig::device(&Emulated::open(Order::Shuffled, MEMORY), checkpoint, strict, graphs)
+    on_emulated(checkpoint, Options { strict, graphs, ..OPTIONS })
+}
+
+fn on_emulated(checkpoint: &Checkpoint, options: Options) -> Rig {
+    Rig::on(&Emulated::open(Order::Shuffled, MEMORY), checkpoint, options)
 }
 
 #[test]
@@ -73,16 +78,98 @@ fn a_row_has_the_same_bits_beside_others_as_alone() {
     }
 }
 
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+#[allow(clippy::print_stdout)] // the errors are worth knowing
+fn packed_weights_give_the_logits_of_weights_that_were_widened_beforehand() {
+    let cases = Format::ALL.map(|format| (FAMILIES[0], format));
+    // Gates bent by GELU, and biases.
+    for (family, format) in
+        cases.into_iter().chain([(FAMILIES[5], Format::Int8), (FAMILIES[7], Format::Int4)])
+    {
+        let (dir, checkpoint) = checkpoint(family);
+        let (_other, widened) = rig::widened(&checkpoint, dir.path(), format);
+        // Few rows multiply with exact numbers times their scale, the widened weight has them rounded.
+        let mut packed = on_emulated(&checkpoint, Options { quantize: Some(format), ..OPTIONS });
+        let mut wide = device(&widened, false, true);
+        let apart = compare(&mut packed, &mut wide);
+        println!("{:<20} {} {apart}", family.0, format.name());
+        assert!(apart.is_near(), "{family:?} {format:?}: {apart}");
+        // Where all rows take the tensor cores, it is the same product.
+        let mut packed =
+            on_emulated(&checkpoint, Options { quantize: Some(format), strict: true, ..OPTIONS });
+        let mut wide = device(&widened, true, true);
+        let (mut here, mut there) = (sequences(), sequences());
+        for turns in schedule() {
+            let (got, wanted) = (packed.step(&mut here, &turns), wide.step(&mut there, &turns));
+            for (got, wanted) in got.iter().zip(&wanted) {
+                assert!(bits(got) == bits(wanted), "{family:?} {format:?} {turns:?}");
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn a_row_with_packed_weights_has_the_same_bits_beside_others_as_alone() {
+    let (_dir, checkpoint) = checkpoint(FAMILIES[0]);
+    for format in Format::ALL {
+        let options = Options { quantize: Some(format), strict: true, ..OPTIONS };
+        let open = || on_emulated(&checkpoint, options.clone());
+        let (mut batch, mut alone) = (open(), open());
+        let (mut together, mut apart) = (sequences(), sequences());
+        for turns in schedule() {
+            let rows = batch.step(&mut together, &turns);
+            for (turn, row) in turns.iter().zip(rows) {
+                let alone = alone.step(&mut apart, &[*turn]);
+                assert!(bits(&alone[0]) == bits(&row), "{format:?} {turns:?}: {turn:?}");
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn experts_are_not_packed_on_a_device_and_what_packed_weights_take_is_what_was_said() {
+    let options = |quantize| Options { quantize, context: 64, blocks: 4, ..OPTIONS };
+    let (_dir, mixture) = checkpoint(FAMILIES[8]);
+    let device = Emulated::open(Order::Shuffled, MEMORY);
+    let refused = Decoder::load(&device, &mixture, &options(Some(Format::Int8)), &mut |_| ());
+    let refused = refused.err().expect("a mixture was packed").to_string();
+    assert!(refused.contains("experts") && refused.contains("int8"), "{refused}");
+
+    let (_dir, dense) = checkpoint(FAMILIES[0]);
+    for quantize in [None].into_iter().chain(Format::ALL.map(Some)) {
+        let options = options(quantize);
+        let decoder = Decoder::load(&device, &dense, &options, &mut |_| ()).unwrap();
+        let sum = Memory::on_device(&dense, &options);
+        assert_eq!(sum.weight_bytes(), decoder.weight_bytes(), "{quantize:?}");
+    }
+}
+
 /// The golden checkpoints whose heads are of a size that a device serves.
 const GOLDEN: [&str; 2] = ["codegemma-2b", "mistral-small-2501"];
+
+/// How they are computed, and the norm of the error over that of the reference: that of the format, through all layers.
+fn ways() -> Vec<(&'static str, Options, f32)> {
+    let packed = |format| Options { quantize: Some(format), ..OPTIONS };
+    vec![
+        (GOLDEN[0], OPTIONS, HALF),
+        (GOLDEN[1], OPTIONS, HALF),
+        (GOLDEN[1], packed(Format::Int8), 0.03),
+        (GOLDEN[1], packed(Format::E4m3), 0.1),
+        (GOLDEN[1], packed(Format::Int4), 0.25),
+    ]
+}
 
 #[test]
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
 #[allow(clippy::print_stdout)] // the errors are worth knowing
 fn a_device_gives_the_logits_and_tokens_of_the_reference() {
-    for name in GOLDEN {
+    for (name, options, bound) in ways() {
         let case = Golden::read(name).case("long");
-        let mut rig = device(&golden::open(name), false, true);
+        let format = options.quantize.map_or("bf16", Format::title);
+        let mut rig = on_emulated(&golden::open(name), options);
         let mut sequence = Sequence::new(case.tokens.clone());
         let mut logits = Vec::new();
         // The prompt in chunks, the continuation token by token.
@@ -102,14 +189,14 @@ fn a_device_gives_the_logits_and_tokens_of_the_reference() {
         let differing = chosen.clone().filter(|((logits, wanted), _)| argmax(logits) != **wanted);
         let unsure = differing.clone().filter(|(_, margin)| **margin <= 2.0 * worst.1).count();
         println!(
-            "{name:<20} {} rows, worst {:.1e} ({:.1e} in a logit), {} of {} tokens equal, {unsure} near ties",
+            "{name:<20} {format} {} rows, worst {:.1e} ({:.1e} in a logit), {} of {} tokens equal, {unsure} near ties",
             case.rows.len(),
             worst.0,
             worst.1,
             logits.len() - differing.clone().count(),
             logits.len()
         );
-        assert!(worst.0 < HALF, "{name}: {}", worst.0);
+        assert!(worst.0 < bound, "{name} {format}: {}", worst.0);
         assert_eq!(differing.count(), unsure, "{name}: the reference was sure of a token");
     }
 }
@@ -120,7 +207,7 @@ fn a_step_that_names_what_the_cache_has_not_is_refused() {
     let (_dir, checkpoint) = checkpoint(FAMILIES[0]);
     let device = Emulated::open(Order::Shuffled, 1 << 30);
     let (free, _) = device.memory().unwrap();
-    let options = Options { rows: 64, logits: 8, context: 64, blocks: 4, strict: false, graphs: true };
+    let options = Options { logits: 8, context: 64, blocks: 4, ..OPTIONS };
     let mut decoder = Decoder::load(&device, &checkpoint, &options, &mut |_| ()).unwrap();
     // What is taken is what the sum said, or less.
     let taken = (free - device.memory().unwrap().0) as u64;

@@ -1,13 +1,15 @@
 //! Small checkpoints with heads of the true size, and both decoders driven over scattered pages as the engine does.
 
+use std::path::Path;
 use std::{fmt, fs};
 
 use half::bf16;
 use hearth_kernels::Context;
 use hearth_kernels::cuda::driver::Device;
+use hearth_kernels::cuda::weightonly::{Format, Packed};
 use hearth_kernels::paged::Span;
 use hearth_models::checkpoint::Checkpoint;
-use hearth_models::layout::Layout;
+use hearth_models::layout::{Layout, Part, Role};
 use hearth_models::spec::Spec;
 use hearth_models::step::Step;
 use hearth_models::{decoder, device};
@@ -17,6 +19,17 @@ use safetensors::tensor::TensorView;
 const BLOCKS: usize = 64;
 const ROWS: usize = 64;
 const CONTEXT: usize = 256;
+
+/// What a device's decoder is made for.
+pub const OPTIONS: device::Options = device::Options {
+    quantize: None,
+    rows: ROWS,
+    logits: ROWS,
+    context: CONTEXT,
+    blocks: BLOCKS,
+    strict: false,
+    graphs: true,
+};
 
 /// A checkpoint of the golden data, and what of it is changed: query heads, heads of keys, size of a head. Width and
 /// vocabulary stay small; what a head's kernels see is as large as in the real model.
@@ -71,17 +84,46 @@ pub fn checkpoint((name, heads, kv, dim): Family) -> (tempfile::TempDir, Checkpo
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 40) as f32 / (1 << 24) as f32 - 0.5
     };
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Layout::of(&spec)
-        .parts()
-        .map(|part| {
-            let embedding = part.name.ends_with("embed_tokens.weight");
-            let gain = part.cols.map(|cols| (12.0 / if embedding { 1.0 } else { cols as f32 }).sqrt());
-            let vector = if part.name.ends_with("bias") { 0.1 } else { 1.0 };
-            let values = (0..part.elements()).map(|_| gain.map_or(vector, |gain| gain * draw()));
-            let bytes = values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect();
-            (part.name.clone(), part.shape(), bytes)
-        })
+    write(&config, &spec, &mut |part| {
+        let embedding = part.name.ends_with("embed_tokens.weight");
+        let gain = part.cols.map(|cols| (12.0 / if embedding { 1.0 } else { cols as f32 }).sqrt());
+        let vector = if part.name.ends_with("bias") { 0.1 } else { 1.0 };
+        let values = (0..part.elements()).map(|_| gain.map_or(vector, |gain| gain * draw()));
+        values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect()
+    })
+}
+
+/// A checkpoint whose linear weights are what those of another are once they were packed and widened again.
+pub fn widened(from: &Checkpoint, dir: &Path, format: Format) -> (tempfile::TempDir, Checkpoint) {
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
+    let linear: Vec<String> = from
+        .layout()
+        .blocks()
+        .filter(|block| block.role == Role::Linear)
+        .flat_map(|block| block.parts.iter().map(|part| part.name.clone()))
         .collect();
+    write(&config, from.spec(), &mut |part| {
+        let bytes = from.tensor(&part.name).unwrap().bytes;
+        if !linear.contains(&part.name) {
+            return bytes.to_vec();
+        }
+        let wide: Vec<f32> = bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect();
+        let (n, k) = (part.rows, part.cols.unwrap());
+        let packed = Packed::of(format, (n, k), &wide);
+        let numbers = (0..n * k).map(|i| bf16::from_f32(packed.number(i / k, i % k)));
+        numbers.flat_map(bf16::to_le_bytes).collect()
+    })
+}
+
+/// A checkpoint of bf16 with what `bytes` says of each tensor.
+fn write(
+    config: &serde_json::Value,
+    spec: &Spec,
+    bytes: &mut dyn FnMut(&Part) -> Vec<u8>,
+) -> (tempfile::TempDir, Checkpoint) {
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> =
+        Layout::of(spec).parts().map(|part| (part.name.clone(), part.shape(), bytes(part))).collect();
     let views = tensors.iter().map(|(name, shape, bytes)| {
         (name.as_str(), TensorView::new(Dtype::BF16, shape.clone(), bytes).unwrap())
     });
@@ -207,9 +249,7 @@ impl Rig {
         Self::Cpu(Box::new(decoder.unwrap_or_else(|e| panic!("{e}"))))
     }
 
-    pub fn device(device: &Device, checkpoint: &Checkpoint, strict: bool, graphs: bool) -> Self {
-        let options =
-            device::Options { rows: ROWS, logits: ROWS, context: CONTEXT, blocks: BLOCKS, strict, graphs };
+    pub fn on(device: &Device, checkpoint: &Checkpoint, options: device::Options) -> Self {
         let decoder = device::Decoder::load(device, checkpoint, &options, &mut |_| ());
         Self::Device(Box::new(decoder.unwrap_or_else(|e| panic!("{e}"))))
     }

@@ -1,0 +1,51 @@
+// The product of any number of rows with a weight of 8 or 4 bits on the tensor cores:
+//   y[row][n] = sum over k of x[row][k] * w[n][k]
+//
+// w is what weightonly.cu multiplies with, packed the same way, each number times its scale rounded to bf16 (narrow.cuh).
+// That is at most half a unit in the last of eight bits a number: a fifth of what int8 itself is off, a fiftieth of int4.
+// From there on it is product.cu: the same tiles, parts and epilogues, and the same bits as the product of bf16 with the
+// widened weight, alone, beside others and in every bucket.
+//
+// Tiles (rows x n), all 64 k deep: 16 x 64, 64 x 128, 128 x 128, one part after the other in a block, or "spread", a block
+// a part, where the tiles alone would not fill the device. A warp a part, as in product.cu, would have four warps
+// widen what one multiplies.
+//
+// Bytes moved: n k (int4: half) + scales + 2 m k from the second-level cache for every n-tile + the output. Ceiling: up to
+// about 100 rows (int4: 50) the read of w, above it the rate of mma. In flight: three stages of a tile's packed numbers:
+// 12 KiB a block of 16 x 64 with four blocks a multiprocessor, 24 KiB of 64 x 128 with two. What limits: widening costs a
+// thread 1.75 instructions a number (e4m3 3, int4 1.5) and shared memory two bytes more each way; a tile of 128 rows
+// does it once for 128 multiplications, a tenth of the time of its mma, a tile of 16 rows waits for memory.
+//
+// n and k are multiples of 8 (gates: n of 16), filled with zeros to whole panels and steps; x 16-byte aligned.
+
+#include "narrow.cuh"
+
+template <typename F>
+using Narrow16 = NarrowTile<F, 16, 64, 16, 16, 5>;
+template <typename F>
+using Narrow64 = NarrowTile<F, 64, 128, 32, 32, 4>;
+template <typename F>
+using Narrow128 = NarrowTile<F, 128, 128, 64, 64, 3>;
+
+// The grid is row tiles x n tiles (x parts where they are spread).
+#define NARROW(NAME, THREADS, BLOCKS, ...)                                                                             \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                        \
+      narrow_##NAME(const uint4* x, const uint4* w, const void* scales, const float* bias, void* y, float* scratch,    \
+                    unsigned* counters, const unsigned* rows, unsigned n, unsigned k, unsigned parts) {                \
+    __VA_ARGS__({x, w, bias, y, scratch, counters, n, k, parts, scales}, *rows);                                       \
+  }
+#define NARROW_TILE(NAME, THREADS, BLOCKS, ...)                                  \
+  NARROW(NAME##_set, THREADS, BLOCKS, product<__VA_ARGS__, SET>)                 \
+  NARROW(NAME##_add, THREADS, BLOCKS, product<__VA_ARGS__, ADD>)                 \
+  NARROW(NAME##_silu, THREADS, BLOCKS, product<__VA_ARGS__, SILU>)               \
+  NARROW(NAME##_gelu, THREADS, BLOCKS, product<__VA_ARGS__, GELU>)               \
+  NARROW(NAME##_spread_set, THREADS, BLOCKS, product_spread<__VA_ARGS__, SET>)   \
+  NARROW(NAME##_spread_add, THREADS, BLOCKS, product_spread<__VA_ARGS__, ADD>)
+#define NARROW_FORMAT(NAME, F)                  \
+  NARROW_TILE(NAME##_16, 128, 4, Narrow16<F>)   \
+  NARROW_TILE(NAME##_64, 256, 2, Narrow64<F>)   \
+  NARROW_TILE(NAME##_128, 128, 2, Narrow128<F>)
+
+NARROW_FORMAT(int8, PackedInt8)
+NARROW_FORMAT(e4m3, PackedFp8)
+NARROW_FORMAT(int4, PackedInt4)
