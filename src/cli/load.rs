@@ -361,6 +361,9 @@ impl<'a> Opened<'a> {
             return Err(CliError::new(Exit::Model, what).fix("copy the checkpoint again"));
         }
         let packing = packing(entry, place, spec.experts.is_some())?;
+        if let (Place::Gpu(_), Some(lost)) = (place, lost_on_a_gpu(checkpoint.main_dtype().as_str())) {
+            eprintln!("{}: {lost}", entry.name);
+        }
         let step_tokens = if settings.step_tokens > 0 { settings.step_tokens } else { place.step_tokens() };
         let rows = step_tokens.max(settings.sequences) as usize;
         let mut options = Options {
@@ -505,6 +508,21 @@ fn packing(entry: &ModelEntry, place: &Place, has_experts: bool) -> Result<Packi
     };
     let what = format!("model {}: {what}", entry.name);
     Err(CliError::new(Exit::Config, what).at(entry.origin.to_string()).fix(fix))
+}
+
+/// What becomes of weights of a type that no GPU kernel multiplies; `None` where they stay as they are.
+fn lost_on_a_gpu(dtype: &str) -> Option<&'static str> {
+    match dtype {
+        "f16" => Some(
+            "its weights are f16 and are rounded to bf16 on the GPU, 8 significant bits of 11: as near as a bf16 \
+             checkpoint is; on the CPU they stay f16",
+        ),
+        "f32" => Some(
+            "its weights are f32 and are rounded to bf16 on the GPU, 8 significant bits of 24, in half the memory; on \
+             the CPU they stay f32",
+        ),
+        _ => None,
+    }
 }
 
 /// The same for a GPU.

@@ -14,6 +14,8 @@ use hearth_models::checkpoint::Checkpoint;
 use hearth_models::device::{Decoder, Options};
 use hearth_models::memory::Memory;
 use hearth_models::step::Step;
+use safetensors::Dtype;
+
 use rig::{FAMILIES, HALF, OPTIONS, Rig, Sequence, bits, checkpoint, compare, relative, schedule, sequences};
 
 const MEMORY: usize = 1 << 30;
@@ -124,6 +126,25 @@ fn a_row_with_packed_weights_has_the_same_bits_beside_others_as_alone() {
                 let alone = alone.step(&mut apart, &[*turn]);
                 assert!(bits(&alone[0]) == bits(&row), "{format:?} {turns:?}: {turn:?}");
             }
+        }
+    }
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn checkpoints_of_f16_and_f32_are_those_of_bf16_that_they_round_to() {
+    // Gate and up by turns, biases, experts.
+    for (family, dtype) in [(FAMILIES[0], Dtype::F16), (FAMILIES[7], Dtype::F32), (FAMILIES[8], Dtype::F16)] {
+        let (dir, checkpoint) = checkpoint(family);
+        let [(_one, fine), (_other, rounded)] = rig::stored(&checkpoint, dir.path(), dtype);
+        let (mut fine, mut rounded) = (device(&fine, true, true), device(&rounded, true, true));
+        let (mut here, mut there) = (sequences(), sequences());
+        for turns in &schedule()[..3] {
+            let (got, wanted) = (fine.step(&mut here, turns), rounded.step(&mut there, turns));
+            assert!(
+                got.iter().zip(&wanted).all(|(a, b)| bits(a) == bits(b)),
+                "{family:?} {dtype:?} {turns:?}"
+            );
         }
     }
 }

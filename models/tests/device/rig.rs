@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::{fmt, fs};
 
-use half::bf16;
+use half::{bf16, f16};
 use hearth_kernels::Context;
 use hearth_kernels::cuda::driver::Device;
 use hearth_kernels::cuda::weightonly::{Format, Packed};
@@ -84,49 +84,80 @@ pub fn checkpoint((name, heads, kv, dim): Family) -> (tempfile::TempDir, Checkpo
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 40) as f32 / (1 << 24) as f32 - 0.5
     };
-    write(&config, &spec, &mut |part| {
+    write(&config, &spec, Dtype::BF16, &mut |part| {
         let embedding = part.name.ends_with("embed_tokens.weight");
         let gain = part.cols.map(|cols| (12.0 / if embedding { 1.0 } else { cols as f32 }).sqrt());
         let vector = if part.name.ends_with("bias") { 0.1 } else { 1.0 };
         let values = (0..part.elements()).map(|_| gain.map_or(vector, |gain| gain * draw()));
-        values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect()
+        values.map(|value| bf16::from_f32(value).to_f32()).collect()
     })
+}
+
+/// The config.json of a checkpoint's directory.
+fn config_of(dir: &Path) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap()
+}
+
+/// A tensor of a checkpoint of bf16.
+fn numbers(from: &Checkpoint, part: &Part) -> Vec<f32> {
+    let bytes = from.tensor(&part.name).unwrap().bytes;
+    bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
+}
+
+/// The numbers of another checkpoint, and a little more than bf16 holds, in another type; and what bf16 makes of them.
+pub fn stored(from: &Checkpoint, dir: &Path, dtype: Dtype) -> [(tempfile::TempDir, Checkpoint); 2] {
+    let fine = |part: &Part| -> Vec<f32> {
+        let wide = numbers(from, part);
+        let more = wide.iter().enumerate().map(|(i, v)| v * (1.0 + (i % 7) as f32 / 2048.0));
+        more.map(|v| if dtype == Dtype::F16 { f16::from_f32(v).to_f32() } else { v }).collect()
+    };
+    // Norms and biases stay f32 on the device.
+    let rounded = |part: &Part| match part.cols {
+        Some(_) => fine(part),
+        None => numbers(from, part),
+    };
+    [dtype, Dtype::BF16].map(|dtype| write(&config_of(dir), from.spec(), dtype, &mut |part| rounded(part)))
 }
 
 /// A checkpoint whose linear weights are what those of another are once they were packed and widened again.
 pub fn widened(from: &Checkpoint, dir: &Path, format: Format) -> (tempfile::TempDir, Checkpoint) {
-    let config: serde_json::Value =
-        serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
     let linear: Vec<String> = from
         .layout()
         .blocks()
         .filter(|block| block.role == Role::Linear)
         .flat_map(|block| block.parts.iter().map(|part| part.name.clone()))
         .collect();
-    write(&config, from.spec(), &mut |part| {
-        let bytes = from.tensor(&part.name).unwrap().bytes;
+    write(&config_of(dir), from.spec(), Dtype::BF16, &mut |part| {
+        let wide = numbers(from, part);
         if !linear.contains(&part.name) {
-            return bytes.to_vec();
+            return wide;
         }
-        let wide: Vec<f32> = bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect();
         let (n, k) = (part.rows, part.cols.unwrap());
         let packed = Packed::of(format, (n, k), &wide);
-        let numbers = (0..n * k).map(|i| bf16::from_f32(packed.number(i / k, i % k)));
-        numbers.flat_map(bf16::to_le_bytes).collect()
+        (0..n * k).map(|i| packed.number(i / k, i % k)).collect()
     })
 }
 
-/// A checkpoint of bf16 with what `bytes` says of each tensor.
+/// A checkpoint of some type with what `numbers` says of each tensor.
 fn write(
     config: &serde_json::Value,
     spec: &Spec,
-    bytes: &mut dyn FnMut(&Part) -> Vec<u8>,
+    dtype: Dtype,
+    numbers: &mut dyn FnMut(&Part) -> Vec<f32>,
 ) -> (tempfile::TempDir, Checkpoint) {
+    let mut bytes = |part: &Part| -> Vec<u8> {
+        let values = numbers(part).into_iter();
+        match dtype {
+            Dtype::BF16 => values.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect(),
+            Dtype::F16 => values.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect(),
+            _ => values.flat_map(f32::to_le_bytes).collect(),
+        }
+    };
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> =
         Layout::of(spec).parts().map(|part| (part.name.clone(), part.shape(), bytes(part))).collect();
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        (name.as_str(), TensorView::new(Dtype::BF16, shape.clone(), bytes).unwrap())
-    });
+    let views = tensors
+        .iter()
+        .map(|(name, shape, bytes)| (name.as_str(), TensorView::new(dtype, shape.clone(), bytes).unwrap()));
     let dir = tempfile::tempdir().unwrap();
     safetensors::serialize_to_file(views, None, &dir.path().join("model.safetensors")).unwrap();
     fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
