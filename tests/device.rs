@@ -24,6 +24,7 @@ fn on_device(blocks: usize) -> Box<OnDevice> {
     let emulated = Emulated::open(Order::Shuffled, 1 << 30);
     let options = device::Options {
         quantize: None,
+        kv: device::KvType::Bf16,
         rows: ROWS,
         logits: 16,
         context: 120,

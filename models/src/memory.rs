@@ -102,7 +102,7 @@ impl Memory {
         let spec = checkpoint.spec();
         Memory {
             weights,
-            block_bytes: (spec.layers * 2 * BLOCK * spec.key_width() * 2) as u64,
+            block_bytes: (spec.layers * 2 * BLOCK * spec.key_width() * options.kv.bytes()) as u64,
             blocks: options.blocks as u64,
             rope: (options.context * spec.head_dim * 4) as u64,
             step: device::step_bytes(spec, options),

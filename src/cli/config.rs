@@ -88,6 +88,7 @@ pub fn show(out: &mut impl Write, common: &Common, origin: bool) -> Result<(), C
         writeln!(out, "quantize = {:?}", model.quantize.as_deref().unwrap_or("none"))?;
         writeln!(out, "context = {}", model.context)?;
         writeln!(out, "kv = {}", model.kv)?;
+        writeln!(out, "kv_type = {:?}", if model.fp8_kv { "fp8" } else { "auto" })?;
         writeln!(out, "replicas = {}", model.replicas)?;
     }
     for upstream in &settings.upstreams {

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
+use hearth_kernels::cuda::attention::serves_e4m3;
 use hearth_kernels::cuda::weightonly::Format;
 use hearth_kernels::paged::BLOCK;
-use hearth_kernels::{Context, Quantize};
+use hearth_kernels::{Context, Heads, Quantize};
 use hearth_models::checkpoint::Checkpoint;
 use hearth_models::decoder::{Decoder, Options};
-use hearth_models::device;
+use hearth_models::device::{self, KvType};
 use hearth_models::memory::{Memory, fit};
+use hearth_models::spec::Spec;
 
 use super::device::{Place, Spot, spread};
 use super::terminal::Progress;
@@ -141,6 +143,7 @@ fn built_in(name: &str) -> ModelEntry {
         family: None,
         context: 0,
         kv: 0,
+        fp8_kv: false,
         replicas: 0,
         origin: Origin::Default,
     }
@@ -360,7 +363,7 @@ impl<'a> Opened<'a> {
             );
             return Err(CliError::new(Exit::Model, what).fix("copy the checkpoint again"));
         }
-        let packing = packing(entry, place, spec.experts.is_some())?;
+        let packing = packing(entry, place, spec)?;
         if let (Place::Gpu(_), Some(lost)) = (place, lost_on_a_gpu(checkpoint.main_dtype().as_str())) {
             eprintln!("{}: {lost}", entry.name);
         }
@@ -473,16 +476,34 @@ fn as_imported(entry: &ModelEntry, settings: &Settings) -> Result<(), CliError> 
     Ok(())
 }
 
-/// How weights are packed: each place has its own formats.
+/// How weights are packed: each place has its own formats. And how keys and values are on a GPU.
 #[derive(Clone, Copy, Default)]
 struct Packing {
     processor: Option<Quantize>,
     gpu: Option<Format>,
+    kv: KvType,
 }
 
-/// What `quantize` means where the model is served.
-fn packing(entry: &ModelEntry, place: &Place, has_experts: bool) -> Result<Packing, CliError> {
-    let Some(name) = entry.quantize.as_deref() else { return Ok(Packing::default()) };
+/// What `quantize` and `kv_type` mean where the model is served.
+fn packing(entry: &ModelEntry, place: &Place, spec: &Spec) -> Result<Packing, CliError> {
+    let refused = |what: String, fix: &str| {
+        let what = format!("model {}: {what}", entry.name);
+        Err(CliError::new(Exit::Config, what).at(entry.origin.to_string()).fix(fix))
+    };
+    let kv = if entry.fp8_kv { KvType::Fp8 } else { KvType::Bf16 };
+    if entry.fp8_kv && matches!(place, Place::Processor(_)) {
+        let what = "`kv_type` is \"fp8\", which GPUs have; this model is served on the CPU";
+        return refused(
+            what.to_owned(),
+            "leave `kv_type` out: on the CPU keys and values have the checkpoint's type",
+        );
+    }
+    let heads = Heads { q: spec.heads, kv: spec.kv_heads, dim: spec.head_dim };
+    if entry.fp8_kv && !serves_e4m3(heads) {
+        let what = format!("`kv_type` is \"fp8\"; heads of {} numbers are not served so", spec.head_dim);
+        return refused(what, "leave `kv_type` out; heads of 128 and 256 have it");
+    }
+    let Some(name) = entry.quantize.as_deref() else { return Ok(Packing { kv, ..Packing::default() }) };
     let processor = match name {
         "q8_0" => Some(Quantize::Q8_0),
         "q4_k" => Some(Quantize::Q4K),
@@ -500,14 +521,13 @@ fn packing(entry: &ModelEntry, place: &Place, has_experts: bool) -> Result<Packi
             format!("`quantize` is {name:?}, a format of the CPU; this model is served on a GPU"),
             "on a GPU there are int8, fp8 and int4; or serve it on the CPU: --device cpu",
         ),
-        Place::Gpu(_) if has_experts => (
+        Place::Gpu(_) if spec.experts.is_some() => (
             format!("`quantize` is {name:?}; mixtures of experts are served on a GPU as bf16 alone"),
             "leave `quantize` out, or serve it on the CPU with q8_0, q6_k or q4_k: --device cpu",
         ),
-        _ => return Ok(Packing { processor, gpu }),
+        _ => return Ok(Packing { processor, gpu, kv }),
     };
-    let what = format!("model {}: {what}", entry.name);
-    Err(CliError::new(Exit::Config, what).at(entry.origin.to_string()).fix(fix))
+    refused(what, fix)
 }
 
 /// What becomes of weights of a type that no GPU kernel multiplies; `None` where they stay as they are.
@@ -528,7 +548,16 @@ fn lost_on_a_gpu(dtype: &str) -> Option<&'static str> {
 /// The same for a GPU.
 fn on_device(options: &Options, packing: Packing) -> device::Options {
     let Options { rows, logits, context, blocks, .. } = *options;
-    device::Options { quantize: packing.gpu, rows, logits, context, blocks, strict: false, graphs: true }
+    device::Options {
+        quantize: packing.gpu,
+        kv: packing.kv,
+        rows,
+        logits,
+        context,
+        blocks,
+        strict: false,
+        graphs: true,
+    }
 }
 
 /// A checkpoint's files, from its directory or from the binary, and what to say about it.

@@ -29,6 +29,8 @@ pub struct ModelEntry {
     pub context: u32,
     /// Bytes; 0: chosen by the server.
     pub kv: u64,
+    /// Keys and values in fp8; else in the checkpoint's type, bf16 on a GPU.
+    pub fp8_kv: bool,
     /// 0: one on every GPU, one on the processor.
     pub replicas: u32,
     pub origin: Origin,
@@ -143,6 +145,7 @@ impl ModelEntry {
             family: Family::parse(values.text("family")),
             context: values.number("context"),
             kv: size(values.text("kv")).expect("bug: checked by its row"),
+            fp8_kv: values.text("kv_type") == "fp8",
             replicas: values.number("replicas"),
             origin: origin.clone(),
         })

@@ -303,6 +303,12 @@ pub const MODEL_KEYS: &[Key] = &[
     ),
     key("context", Kind::Number(0, 1 << 24), "0", "tokens of prompt and answer; 0: the checkpoint's own"),
     key("kv", Kind::Size, "0", "memory for keys and values of a replica; 0: room for a few whole contexts"),
+    key(
+        "kv_type",
+        Kind::Choice(&["auto", "fp8"]),
+        "auto",
+        "how keys and values are stored; fp8, on a GPU: half the memory, room for twice the tokens, less exact",
+    ),
     key("replicas", Kind::Number(0, 64), "0", "copies of it, each on a GPU of its own; 0: one on every GPU"),
 ];
 

@@ -99,6 +99,11 @@ pub fn serves(heads: Heads) -> bool {
     DIMS.contains(&dim) && kv > 0 && q > 0 && q.is_multiple_of(kv) && q / kv <= MAX_GROUP
 }
 
+/// Whether there are kernels for them over pages of e4m3.
+pub fn serves_e4m3(heads: Heads) -> bool {
+    serves(heads) && E4M3_DIMS.contains(&heads.dim)
+}
+
 /// A span as the kernels read it.
 pub fn record(span: &Span) -> [u32; SPAN_WORDS] {
     [span.row, span.rows, span.context - span.rows, span.table]

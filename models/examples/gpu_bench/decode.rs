@@ -14,7 +14,7 @@
 //! - without graphs: the host enqueues some 260 launches at 2 to 3 us, 0.5 to 0.8 ms a token, ahead of the device: level
 //!   for every shape from 7B on, unless the processor is slow.
 
-use hearth_models::device::{Decoder, Options};
+use hearth_models::device::{Decoder, KvType, Options};
 use serde_json::{Value, json};
 
 use crate::Failure;
@@ -50,6 +50,7 @@ pub fn run(bench: &Bench) -> Result<Value, Failure> {
     for (strict, graphs) in [(false, true), (true, true), (false, false), (true, false)] {
         let options = Options {
             quantize: None,
+            kv: KvType::Bf16,
             rows: input,
             logits: 1,
             context: group.room,

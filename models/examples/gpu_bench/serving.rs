@@ -18,7 +18,7 @@
 //! - 8,192-token prompts beside 64 sequences: chunks of 192 rows (a step of 256) double the step, 16,000 to 20,000 prompt
 //!   tokens/s, 70 % of the rate alone; chunks of 1,984 take 80 ms a step.
 
-use hearth_models::device::{Decoder, Options, step_bytes};
+use hearth_models::device::{Decoder, KvType, Options, step_bytes};
 use hearth_models::step::Step;
 use serde_json::{Value, json};
 
@@ -106,6 +106,7 @@ pub fn run(bench: &Bench) -> Result<Value, Failure> {
     let wanted = group(most, room).max(group(1, context)).max(beside);
     let mut options = Options {
         quantize: None,
+        kv: KvType::Bf16,
         rows: plan.rows,
         logits,
         context,

@@ -31,11 +31,19 @@ impl Decoder {
             (&weights.embedding.numbers, (spec.vocab, spec.hidden), self.embedding_scale);
         row.embed(bucket, &meta.rows, &meta.tokens, &buffers.drawn, table, shape, scale, residual)?;
         attention.plan(sequences)?;
-        for (layer, (keys, values)) in weights.layers.iter().zip(kv) {
+        for (layer, pages) in weights.layers.iter().zip(kv) {
             row.add_norm(bucket, &meta.rows, residual, None, &layer.attention_norm, norm, normed)?;
             self.product(bucket, normed, &layer.qkv, Finish::Set(qkv))?;
-            row.turn_bf16(bucket, meta.places(), qkv, *heads, turns, q, keys, values)?;
-            let cache = Cache::Bf16 { keys, values };
+            let cache = pages.cache();
+            let (places, heads) = (meta.places(), *heads);
+            match cache {
+                Cache::Bf16 { keys, values } => {
+                    row.turn_bf16(bucket, places, qkv, heads, turns, q, keys, values)?;
+                }
+                Cache::E4m3 { keys, values, scales } => {
+                    row.turn_e4m3(bucket, places, qkv, heads, turns, scales, q, keys, values)?;
+                }
+            }
             attention.decode(sequences, q, cache, attended)?;
             if bucket > 1 {
                 attention.prompt(bucket, sequences, q, cache, attended)?;

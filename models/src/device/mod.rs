@@ -8,6 +8,7 @@
 
 mod launches;
 mod meta;
+mod pages;
 mod random;
 mod weights;
 
@@ -32,6 +33,8 @@ use crate::decoder::{LoadError, activation, embedding_scale};
 use crate::spec::Spec;
 use crate::step::{Bounds, ForwardError, Step};
 use meta::{Limits, Meta};
+pub use pages::KvType;
+use pages::Pages;
 use weights::{Loader, Weights};
 
 /// Rows of a step's launches: the smallest of these that the step fits.
@@ -45,6 +48,8 @@ const PIECE: usize = 256;
 pub struct Options {
     /// Packs the weights of the layers at load; embeddings, head and router keep their type.
     pub quantize: Option<Format>,
+    /// What keys and values are stored as.
+    pub kv: KvType,
     /// Rows of a step at most.
     pub rows: usize,
     /// Rows of logits of a step at most; sequences that decode at the same time, too.
@@ -71,7 +76,7 @@ pub struct Decoder {
     heads: Heads,
     activation: Activation,
     /// Keys and values of each layer.
-    kv: Vec<(Buffer<bf16>, Buffer<bf16>)>,
+    kv: Vec<Pages>,
     meta: Meta,
     buffers: Buffers,
     /// By bucket; none where its launches were enqueued once and not captured yet.
@@ -158,13 +163,20 @@ impl Decoder {
             let value = format!("{q} of {dim} numbers on {kv} of keys");
             return Err(LoadError::Device { what: "heads like these", value });
         }
+        if options.kv == KvType::Fp8 && !attention::serves_e4m3(heads) {
+            let value = format!("{} numbers", heads.dim);
+            return Err(LoadError::Device {
+                what: "keys and values in fp8 with heads of such a size",
+                value,
+            });
+        }
         let shape = attention::Shape {
             heads,
             scale: spec.attention_scale(),
             window: spec.window.map(|window| window as u32),
             piece: PIECE,
             split: 1,
-            e4m3: false,
+            e4m3: options.kv == KvType::Fp8,
         };
         // Sequences that share blocks see them twice: room is for each of them at its longest.
         let pieces = options.logits * options.context.div_ceil(PIECE);
@@ -202,7 +214,7 @@ impl Decoder {
         let frequencies = spec.rope.inverse_frequencies(spec.head_dim);
         let turns = RopeTable::new(&Context::cpu(None)?, &frequencies, 1.0, options.context)?;
         let page = options.blocks * BLOCK * spec.key_width();
-        let kv = (0..spec.layers).map(|_| Ok((Buffer::zeros(device, page)?, Buffer::zeros(device, page)?)));
+        let kv = weights.layers.iter().map(|layer| Pages::new(device, options.kv, page, heads, layer));
         let tables = options.logits * options.context.div_ceil(BLOCK);
         let limits = Limits { rows: options.rows, spans: options.logits, logits: options.logits, tables };
         Ok(Self {

@@ -11,7 +11,7 @@ use hearth_kernels::cuda::emulated::{Emulated, Order};
 use hearth_kernels::cuda::weightonly::Format;
 use hearth_kernels::paged::Span;
 use hearth_models::checkpoint::Checkpoint;
-use hearth_models::device::{Decoder, Options};
+use hearth_models::device::{Decoder, KvType, Options};
 use hearth_models::memory::Memory;
 use hearth_models::step::Step;
 use safetensors::Dtype;
@@ -128,6 +128,55 @@ fn a_row_with_packed_weights_has_the_same_bits_beside_others_as_alone() {
             }
         }
     }
+}
+
+/// Keys and values with four significant bits: a twenty-fifth of each is lost on the average, in all layers, and what
+/// softmax and sums over positions leave of it.
+const FP8: f32 = 0.05;
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+#[allow(clippy::print_stdout)] // the errors are worth knowing
+fn keys_and_values_in_fp8_give_nearly_the_logits_of_the_processor() {
+    // Groups of queries, a window, heads of 256, and a bias on the keys.
+    for family in [FAMILIES[0], FAMILIES[1], FAMILIES[5], ("qwen2.5-coder-7b", 7, 1, 128)] {
+        let (_dir, checkpoint) = checkpoint(family);
+        let mut reference = Rig::cpu(&checkpoint);
+        let mut rig = on_emulated(&checkpoint, Options { kv: KvType::Fp8, ..OPTIONS });
+        let (mut here, mut there) = (sequences(), sequences());
+        let mut worst = 0f32;
+        for turns in schedule() {
+            let wanted = reference.step(&mut here, &turns);
+            for (got, wanted) in rig.step(&mut there, &turns).iter().zip(&wanted) {
+                let apart = relative(got, wanted);
+                worst = if apart.is_finite() { worst.max(apart) } else { f32::INFINITY };
+            }
+        }
+        println!("{:<20} worst {worst:.1e}", family.0);
+        assert!(worst < FP8, "{family:?}: {worst}");
+    }
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn a_row_over_pages_of_fp8_has_the_same_bits_beside_others_as_alone() {
+    let (_dir, dense) = checkpoint(FAMILIES[1]);
+    let options = Options { kv: KvType::Fp8, strict: true, ..OPTIONS };
+    let (mut batch, mut alone) = (on_emulated(&dense, options.clone()), on_emulated(&dense, options.clone()));
+    let (mut together, mut apart) = (sequences(), sequences());
+    for turns in schedule() {
+        let rows = batch.step(&mut together, &turns);
+        for (turn, row) in turns.iter().zip(rows) {
+            assert!(bits(&alone.step(&mut apart, &[*turn])[0]) == bits(&row), "{turns:?}: {turn:?}");
+        }
+    }
+    // Half the bytes a block, and heads that have no kernels are refused by name.
+    let half = Memory::on_device(&dense, &options).block_bytes;
+    assert_eq!(2 * half, Memory::on_device(&dense, &OPTIONS).block_bytes);
+    let (_dir, small) = checkpoint(FAMILIES[7]);
+    let refused = Decoder::load(&Emulated::open(Order::Shuffled, MEMORY), &small, &options, &mut |_| ());
+    let refused = refused.err().expect("heads of 64 were served").to_string();
+    assert!(refused.contains("fp8") && refused.contains("64 numbers"), "{refused}");
 }
 
 #[test]

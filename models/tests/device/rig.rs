@@ -23,6 +23,7 @@ const CONTEXT: usize = 256;
 /// What a device's decoder is made for.
 pub const OPTIONS: device::Options = device::Options {
     quantize: None,
+    kv: device::KvType::Bf16,
     rows: ROWS,
     logits: ROWS,
     context: CONTEXT,
