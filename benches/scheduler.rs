@@ -27,6 +27,7 @@ fn steps(criterion: &mut Criterion) {
             logits: 256,
             context: CONTEXT,
             vocab: 32_000,
+            strict: false,
         };
         let config = Config { sequences: 256, queue_tokens: 1 << 20, ..Config::default() };
         criterion.bench_function(&format!("decode step of {count} sequences"), |bencher| {

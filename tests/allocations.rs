@@ -32,8 +32,15 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn a_thousand_warm_steps_of_thirty_two_sequences_allocate_nothing() {
-    let capacity =
-        Capacity { blocks: 4000, block_size: 16, rows: 64, logits: 64, context: 2048, vocab: 32_000 };
+    let capacity = Capacity {
+        blocks: 4000,
+        block_size: 16,
+        rows: 64,
+        logits: 64,
+        context: 2048,
+        vocab: 32_000,
+        strict: false,
+    };
     for overlaps in [false, true] {
         let scripted = Scripted::new(capacity).unchecked();
         let scripted = if overlaps { scripted.overlapping() } else { scripted };

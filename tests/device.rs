@@ -26,7 +26,7 @@ fn on_device(blocks: usize) -> Box<OnDevice> {
         quantize: None,
         kv: device::KvType::Bf16,
         rows: ROWS,
-        logits: 16,
+        logits: 32,
         context: 120,
         blocks,
         strict: true,
@@ -94,7 +94,6 @@ fn tokens(events: &[Event]) -> Vec<u32> {
 }
 
 fn config() -> Config {
-    // Whole prompts in a step: a row alone in its chunk is summed in another order than among others.
     Config { chunk: Some(ROWS as u32), prefix_cache: false, ..Config::default() }
 }
 
@@ -134,6 +133,49 @@ fn requests_get_on_a_device_what_they_get_on_the_processor() {
         let other = best.top.iter().find(|(token, _)| *token == here);
         let margin = best.logprob - other.map_or(f32::NEG_INFINITY, |(_, logprob)| *logprob);
         assert!(margin < 0.1, "request {i}: {token} on the processor, {here} on the device, {margin} apart");
+    }
+}
+
+/// One of six requests: prompts of whole blocks, of one token more or fewer, and one that goes on where the first was
+/// answered.
+fn edge(i: u32, answered: &[u32]) -> Request {
+    let prompt = |length: u32| (0..length).map(|p| 3 + (p * 7) % 300).collect::<Vec<u32>>();
+    let prompt = match i {
+        5 => [&prompt(1)[..], answered].concat(),
+        i => prompt([1, 16, 17, 31, 33][i as usize]),
+    };
+    Request { max_tokens: 20, sampling: request(i).sampling, ..Request::new(prompt) }
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn a_strict_device_says_the_same_alone_in_a_batch_in_chunks_from_the_cache_and_preempted() {
+    let run = |blocks, config: Config, asked: Vec<Request>, together: bool| {
+        let (handle, mut engine) = Engine::inline(on_device(blocks), config);
+        let mut streams = Vec::new();
+        for request in asked {
+            streams.push(handle.submit(request).unwrap());
+            while !together && engine.turn() {}
+        }
+        while engine.turn() {}
+        (streams.iter_mut().map(hear).collect::<Vec<_>>(), handle.status().preemptions)
+    };
+    let config = |chunk, prefix_cache| Config { chunk: Some(chunk), prefix_cache, ..Config::default() };
+    let (first, _) = run(BLOCKS, config(64, false), vec![edge(0, &[])], false);
+    let answered = tokens(&first[0]);
+    let all = || (0..6).map(|i| edge(i, &answered)).collect::<Vec<_>>();
+
+    let (alone, _) = run(BLOCKS, config(64, false), all(), false);
+    assert_eq!(alone[0], first[0]);
+    for (what, (heard, preemptions), preempts) in [
+        ("in a batch, in chunks", run(BLOCKS, config(16, false), all(), true), false),
+        ("from the cache", run(BLOCKS, config(48, true), all(), false), false),
+        ("preempted", run(8, config(32, true), all(), true), true),
+    ] {
+        for (i, (heard, alone)) in heard.iter().zip(&alone).enumerate() {
+            assert_eq!(heard, alone, "request {i} {what}");
+        }
+        assert_eq!(preemptions > 0, preempts, "{what}");
     }
 }
 

@@ -12,7 +12,7 @@ use hearth::engine::request::{Event, Finish, Mask, Refused, Request, Sampling};
 use hearth::engine::scripted::{Controls, Fault, Scripted};
 
 const CAPACITY: Capacity =
-    Capacity { blocks: 64, block_size: 4, rows: 16, logits: 8, context: 128, vocab: 1000 };
+    Capacity { blocks: 64, block_size: 4, rows: 16, logits: 8, context: 128, vocab: 1000, strict: false };
 
 fn inline(capacity: Capacity, config: Config) -> (Handle, Inline, Controls) {
     let executor = Scripted::new(capacity);

@@ -16,7 +16,7 @@ use serde_json::json;
 use served::Served;
 
 const CAPACITY: Capacity =
-    Capacity { blocks: 256, block_size: 16, rows: 64, logits: 8, context: 1024, vocab: 1000 };
+    Capacity { blocks: 256, block_size: 16, rows: 64, logits: 8, context: 1024, vocab: 1000, strict: false };
 
 struct Devices {
     model: Replicas,

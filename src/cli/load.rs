@@ -6,17 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use hearth_kernels::cuda::attention::serves_e4m3;
-use hearth_kernels::cuda::weightonly::Format;
+use hearth_kernels::Context;
 use hearth_kernels::paged::BLOCK;
-use hearth_kernels::{Context, Heads, Quantize};
 use hearth_models::checkpoint::Checkpoint;
 use hearth_models::decoder::{Decoder, Options};
-use hearth_models::device::{self, KvType};
+use hearth_models::device;
 use hearth_models::memory::{Memory, fit};
-use hearth_models::spec::Spec;
 
 use super::device::{Place, Spot, spread};
+use super::packing::{Packing, lost_on_a_gpu};
 use super::terminal::Progress;
 use super::{CliError, Common, Exit};
 use crate::config::entries::name_of;
@@ -363,19 +361,21 @@ impl<'a> Opened<'a> {
             );
             return Err(CliError::new(Exit::Model, what).fix("copy the checkpoint again"));
         }
-        let packing = packing(entry, place, spec)?;
+        let packing = Packing::of(entry, settings, matches!(place, Place::Gpu(_)), spec)?;
         if let (Place::Gpu(_), Some(lost)) = (place, lost_on_a_gpu(checkpoint.main_dtype().as_str())) {
             eprintln!("{}: {lost}", entry.name);
         }
         let step_tokens = if settings.step_tokens > 0 { settings.step_tokens } else { place.step_tokens() };
-        let rows = step_tokens.max(settings.sequences) as usize;
+        // A strict step keeps room for a block of a prompt beside what draws.
+        let spare = if settings.strict { BLOCK } else { 0 };
+        let rows = (step_tokens.max(settings.sequences) as usize).max(settings.sequences as usize + spare);
         let mut options = Options {
             quantize: packing.processor,
             rows,
             logits: match place {
                 Place::Processor(_) => rows,
                 // Each has a place in two copies of logits.
-                Place::Gpu(_) => (settings.sequences as usize).max(64).min(rows),
+                Place::Gpu(_) => (settings.sequences as usize + spare).max(64).min(rows),
             },
             context,
             blocks: 1,
@@ -383,7 +383,7 @@ impl<'a> Opened<'a> {
         };
         let sum = |options: &Options| match place {
             Place::Processor(_) => Memory::of(&checkpoint, options),
-            Place::Gpu(_) => Memory::on_device(&checkpoint, &on_device(options, packing)),
+            Place::Gpu(_) => Memory::on_device(&checkpoint, &packing.on_gpu(options)),
         };
         let one = sum(&options);
         let whole = context.div_ceil(BLOCK);
@@ -453,7 +453,7 @@ impl<'a> Opened<'a> {
                 Box::new(Local::new(context, decoder.map_err(|e| failed(e.to_string()))?))
             }
             Place::Gpu(device) => {
-                let options = on_device(&self.options, self.packing);
+                let options = self.packing.on_gpu(&self.options);
                 let decoder =
                     device::Decoder::load(device, &self.checkpoint, &options, &mut |done| progress.at(done));
                 let decoder = decoder.map_err(|e| failed(e.to_string()))?;
@@ -474,90 +474,6 @@ fn as_imported(entry: &ModelEntry, settings: &Settings) -> Result<(), CliError> 
         eprintln!("{}: {read} compared with the sums of its import", entry.name);
     }
     Ok(())
-}
-
-/// How weights are packed: each place has its own formats. And how keys and values are on a GPU.
-#[derive(Clone, Copy, Default)]
-struct Packing {
-    processor: Option<Quantize>,
-    gpu: Option<Format>,
-    kv: KvType,
-}
-
-/// What `quantize` and `kv_type` mean where the model is served.
-fn packing(entry: &ModelEntry, place: &Place, spec: &Spec) -> Result<Packing, CliError> {
-    let refused = |what: String, fix: &str| {
-        let what = format!("model {}: {what}", entry.name);
-        Err(CliError::new(Exit::Config, what).at(entry.origin.to_string()).fix(fix))
-    };
-    let kv = if entry.fp8_kv { KvType::Fp8 } else { KvType::Bf16 };
-    if entry.fp8_kv && matches!(place, Place::Processor(_)) {
-        let what = "`kv_type` is \"fp8\", which GPUs have; this model is served on the CPU";
-        return refused(
-            what.to_owned(),
-            "leave `kv_type` out: on the CPU keys and values have the checkpoint's type",
-        );
-    }
-    let heads = Heads { q: spec.heads, kv: spec.kv_heads, dim: spec.head_dim };
-    if entry.fp8_kv && !serves_e4m3(heads) {
-        let what = format!("`kv_type` is \"fp8\"; heads of {} numbers are not served so", spec.head_dim);
-        return refused(what, "leave `kv_type` out; heads of 128 and 256 have it");
-    }
-    let Some(name) = entry.quantize.as_deref() else { return Ok(Packing { kv, ..Packing::default() }) };
-    let processor = match name {
-        "q8_0" => Some(Quantize::Q8_0),
-        "q4_k" => Some(Quantize::Q4K),
-        "q6_k" => Some(Quantize::Q6K),
-        _ => None,
-    };
-    let gpu = Format::ALL.into_iter().find(|format| format.title() == name);
-    assert!(processor.is_some() || gpu.is_some(), "bug: {name} passed the table of settings");
-    let (what, fix) = match place {
-        Place::Processor(_) if processor.is_none() => (
-            format!("`quantize` is {name:?}, a format of GPUs; this model is served on the CPU"),
-            "on the CPU there are q8_0, q6_k and q4_k",
-        ),
-        Place::Gpu(_) if gpu.is_none() => (
-            format!("`quantize` is {name:?}, a format of the CPU; this model is served on a GPU"),
-            "on a GPU there are int8, fp8 and int4; or serve it on the CPU: --device cpu",
-        ),
-        Place::Gpu(_) if spec.experts.is_some() => (
-            format!("`quantize` is {name:?}; mixtures of experts are served on a GPU as bf16 alone"),
-            "leave `quantize` out, or serve it on the CPU with q8_0, q6_k or q4_k: --device cpu",
-        ),
-        _ => return Ok(Packing { processor, gpu, kv }),
-    };
-    refused(what, fix)
-}
-
-/// What becomes of weights of a type that no GPU kernel multiplies; `None` where they stay as they are.
-fn lost_on_a_gpu(dtype: &str) -> Option<&'static str> {
-    match dtype {
-        "f16" => Some(
-            "its weights are f16 and are rounded to bf16 on the GPU, 8 significant bits of 11: as near as a bf16 \
-             checkpoint is; on the CPU they stay f16",
-        ),
-        "f32" => Some(
-            "its weights are f32 and are rounded to bf16 on the GPU, 8 significant bits of 24, in half the memory; on \
-             the CPU they stay f32",
-        ),
-        _ => None,
-    }
-}
-
-/// The same for a GPU.
-fn on_device(options: &Options, packing: Packing) -> device::Options {
-    let Options { rows, logits, context, blocks, .. } = *options;
-    device::Options {
-        quantize: packing.gpu,
-        kv: packing.kv,
-        rows,
-        logits,
-        context,
-        blocks,
-        strict: false,
-        graphs: true,
-    }
 }
 
 /// A checkpoint's files, from its directory or from the binary, and what to say about it.

@@ -18,6 +18,7 @@ pub(crate) mod load;
 mod logs;
 mod man;
 mod models;
+mod packing;
 #[cfg(feature = "pull")]
 mod pull;
 mod serve;

@@ -147,6 +147,12 @@ pub const KEYS: &[Key] = &[
         "0",
         "tokens computed in a step at most; 0: 256 on the CPU, 2048 on a GPU",
     ),
+    key(
+        "engine.strict",
+        Kind::Switch,
+        "false",
+        "on a GPU: a request gets the same bytes whatever else runs, at some speed; on the CPU it always does",
+    ),
     key("engine.sequences", Kind::Number(1, 65_536), "64", "answers in the making at the same time"),
     key("engine.queue_requests", Kind::Number(1, MILLION), "256", "requests that may wait"),
     key("engine.queue_tokens", Kind::Number(1, 1 << 40), "262144", "prompt tokens that may wait"),

@@ -72,6 +72,8 @@ pub struct Settings {
     /// 0: every core that the process may use.
     pub threads: usize,
     pub step_tokens: u32,
+    /// On a GPU: the same bytes whatever else runs.
+    pub strict: bool,
     pub sequences: u32,
     pub queue_requests: u32,
     pub queue_tokens: u64,
@@ -129,6 +131,7 @@ impl Settings {
             device: layers.text("engine.device").to_owned(),
             threads: layers.number("engine.threads")? as usize,
             step_tokens: layers.number("engine.step_tokens")? as u32,
+            strict: layers.text("engine.strict") == "true",
             sequences: layers.number("engine.sequences")? as u32,
             queue_requests: layers.number("engine.queue_requests")? as u32,
             queue_tokens: layers.number("engine.queue_tokens")?,

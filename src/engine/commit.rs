@@ -166,7 +166,9 @@ impl Scheduler {
         let size = self.capacity.block_size;
         let sequence = &mut self.sequences[slot];
         let group = &self.groups[sequence.group];
-        while (sequence.named + 1) * size <= sequence.collected {
+        // A strict prompt that goes on where this one was answered computes the answer among others, not row by row.
+        let most = if self.capacity.strict { sequence.prompt } else { u32::MAX };
+        while (sequence.named + 1) * size <= sequence.collected.min(most) {
             let name = name(&self.namer, group, sequence, sequence.named, size);
             let block = &mut sequence.blocks[sequence.named as usize];
             *block = self.blocks.name(*block, name);

@@ -69,6 +69,7 @@ impl OnDevice {
             logits: options.logits as u32,
             context: options.context as u32,
             vocab: decoder.spec().vocab as u32,
+            strict: options.strict,
         };
         let (rows, vocab) = (options.logits, decoder.spec().vocab);
         // At least the longest row's own.

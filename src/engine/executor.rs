@@ -21,6 +21,10 @@ pub struct Capacity {
     /// Longest sequence, prompt and output.
     pub context: u32,
     pub vocab: u32,
+    /// Whether a row's bits depend on how many rows of its sequence a step computes, and must not: then a prompt is
+    /// cut at whole blocks, its last row is alone only where it begins one, and what was drawn is computed row by row
+    /// whenever it is computed again. False where bits never depend on it, and where that is not asked for.
+    pub strict: bool,
 }
 
 impl Capacity {

@@ -33,6 +33,7 @@ impl Local {
             logits: options.logits as u32,
             context: options.context as u32,
             vocab: decoder.spec().vocab as u32,
+            strict: false,
         };
         Self {
             ctx: ctx.clone(),

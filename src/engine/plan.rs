@@ -14,6 +14,10 @@
 //! Where a decoding sequence needs a block and none is free, the youngest running sequence gives its own back and
 //! waits to compute them again; its tokens, seed and place in line stay. The oldest sequence can so always get on, as
 //! none is admitted that the whole cache could not hold. A step that preempted admits nobody.
+//!
+//! Strict ([`Capacity::strict`]) means that whether a position is computed alone or among others of its sequence is
+//! settled by the request: chunks end at whole blocks or with the prompt, nothing that was drawn is shared, and a
+//! sequence that comes back computes what it had drawn a row a step, as it did the first time.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -69,11 +73,20 @@ struct Drain {
 
 impl Scheduler {
     pub fn new(capacity: Capacity, config: &Config, shared: Arc<Shared>, key: &[u8; 16]) -> Self {
-        let most = config.sequences.min(capacity.rows).min(capacity.logits).max(1) as usize;
+        // A strict chunk is a block at least, whose rows may all be scored: sequences that draw leave room for it.
+        let least = if capacity.strict { capacity.block_size } else { 0 };
+        assert!(
+            !capacity.strict || least > 1 && least < capacity.rows.min(capacity.logits),
+            "bug: a strict step of {} rows and {} of logits has no room for blocks of {least} and a draw",
+            capacity.rows,
+            capacity.logits
+        );
+        let (rows, logits) = (capacity.rows - least, capacity.logits - least);
+        let most = config.sequences.min(rows).min(logits).max(1) as usize;
         Self {
             capacity,
             most,
-            chunk: config.chunk.unwrap_or(capacity.rows / 4).clamp(1, capacity.rows),
+            chunk: config.chunk.unwrap_or(capacity.rows / 4).clamp(least.max(1), capacity.rows),
             slow_reader: config.slow_reader,
             prefix_cache: config.prefix_cache,
             shared,
@@ -221,7 +234,8 @@ impl Scheduler {
                 prompts -= self.chunk(batch, slot, prompts, &mut room, now);
             }
         }
-        while !preempted && prompts > 0 && room.logits > 0 && self.running.len() < self.most {
+        let least = if self.capacity.strict { self.capacity.block_size } else { 1 };
+        while !preempted && prompts >= least && room.logits > 0 && self.running.len() < self.most {
             let Some(&slot) = self.waiting.front() else { break };
             if !self.admit(slot, now) {
                 break;
@@ -234,11 +248,28 @@ impl Scheduler {
     /// Enters a chunk of at most `most` rows. Returns how many it has.
     fn chunk(&mut self, batch: &mut Batch, slot: u32, most: u32, room: &mut Room, now: Duration) -> u32 {
         let left = self.sequences[slot].left();
-        let mut rows = left.min(most);
+        let mut rows = self.whole(slot, left.min(most));
         if rows == left && !self.may_send(slot, now) {
-            rows -= 1;
+            rows = self.whole(slot, rows - 1);
         }
         self.enter(batch, slot, rows, room)
+    }
+
+    /// How many of a sequence's next `rows` rows a step may compute together.
+    fn whole(&self, slot: u32, rows: u32) -> u32 {
+        if !self.capacity.strict {
+            return rows;
+        }
+        let sequence = &self.sequences[slot];
+        let (start, size) = (sequence.computed, self.capacity.block_size);
+        let prompt = sequence.prompt.min(sequence.limit - 1);
+        if start >= prompt {
+            return rows.min(1);
+        }
+        let end = (start + rows).min(prompt);
+        // The row that begins a block and ends the prompt is alone, whatever else there would be room for.
+        let ends = end == prompt && (!(end - 1).is_multiple_of(size) || end - start == 1);
+        if ends { end - start } else { (end / size * size).saturating_sub(start) }
     }
 
     /// Enters at most `rows` rows of a sequence, fewer where the rows of logits run out.
@@ -251,14 +282,15 @@ impl Scheduler {
             score_from = next.max(start);
             scored = (start + rows).min(sequence.prompt - 1).saturating_sub(score_from);
             if scored > room.logits {
-                scored = room.logits;
-                rows = score_from + scored - start;
+                rows = self.whole(slot, score_from + room.logits - start);
+                scored = (start + rows).min(sequence.prompt - 1).saturating_sub(score_from);
             }
         }
         let known = sequence.known();
         let draws = |rows: u32| start + rows == known && known < sequence.limit;
         if draws(rows) && scored == room.logits {
-            rows -= 1;
+            rows = self.whole(slot, rows - 1);
+            scored = scored.min((start + rows).saturating_sub(score_from));
         }
         if rows == 0 {
             return 0;
@@ -350,6 +382,7 @@ impl Scheduler {
         let known = sequence.tokens.len() as u32;
         // Rows that are still to give a score cannot come from the cache.
         let reusable = group.score_from().unwrap_or(known).min(sequence.left() + sequence.computed - 1);
+        let reusable = if self.capacity.strict { reusable.min(sequence.prompt) } else { reusable };
         let (mut hits, mut idle) = (0, 0);
         while (hits + 1) * size <= reusable {
             let name = name(&self.namer, group, sequence, hits, size);

@@ -106,8 +106,11 @@ impl Told {
     }
 }
 
-fn alone(ask: &Ask) -> Told {
-    let capacity = Capacity { blocks: 64, block_size: 16, rows: 128, logits: 128, context: 64, vocab: VOCAB };
+/// On a device with room for everything. Where that is strict, the size of a block belongs to what a request gets.
+fn alone(ask: &Ask, Capacity { strict, block_size, .. }: Capacity) -> Told {
+    let block_size = if strict { block_size } else { 16 };
+    let capacity =
+        Capacity { blocks: 256, block_size, rows: 128, logits: 128, context: 64, vocab: VOCAB, strict };
     let (handle, mut engine) = Engine::inline(Box::new(Scripted::new(capacity)), Config::default());
     let mut stream = handle.submit(ask.request()).unwrap();
     let mut told = Told::default();
@@ -222,7 +225,7 @@ impl Player {
             if stream.is_none() {
                 continue;
             }
-            let expected = alone(ask);
+            let expected = alone(ask, self.handle.capacity());
             assert!(told.failed.is_none() || self.faults, "{:?} for {ask:?}", told.failed);
             for (choice, tokens) in &told.tokens {
                 let whole = &expected.tokens[choice];
@@ -270,8 +273,11 @@ fn ask() -> impl Strategy<Value = Ask> {
 }
 
 fn scene() -> impl Strategy<Value = Scene> {
-    let capacity = (1u32..7, 8u32..70, 1u32..40, 1u32..12).prop_map(|(block_size, blocks, rows, logits)| {
-        Capacity { blocks, block_size, rows, logits, context: 64, vocab: VOCAB }
+    let capacity = (1u32..7, 8u32..70, 1u32..40, 1u32..12, any::<bool>());
+    let capacity = capacity.prop_map(|(block_size, blocks, rows, logits, strict)| {
+        let (block_size, least) = if strict { (block_size + 1, block_size + 1) } else { (block_size, 0) };
+        let (rows, logits) = (rows + least, logits + least);
+        Capacity { blocks, block_size, rows, logits, context: 64, vocab: VOCAB, strict }
     });
     (capacity, prop::option::of(1u32..8), 1u32..12, 8u32..40, any::<bool>(), any::<bool>()).prop_map(
         |(capacity, chunk, sequences, buffer, prefix_cache, overlaps)| Scene {

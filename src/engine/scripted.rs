@@ -1,8 +1,8 @@
 //! An executor without a model: the next token is a function of the sequence's tokens.
 //!
 //! For tests and benchmarks of everything above a device. It keeps a "cache" of tokens instead of keys and values and
-//! reads it through the block tables, so a wrong slot, a stale block or a lost write changes what comes out; and it
-//! checks the contract of [`Executor`], step by step. Time, failures and panics are in the test's hand.
+//! reads it through the block tables, so a wrong slot, a stale block or a lost write changes what comes out, as does, where
+//! the capacity is strict, a row that is alone in its step and was not before; and it checks the contract of [`Executor`], step by step. Time, failures and panics are in the test's hand.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,11 +16,15 @@ use super::executor::{Capacity, Executor, StepError};
 /// What a slot of the cache holds.
 #[derive(Clone, Copy, Default)]
 struct Entry {
+    /// Where the capacity is strict, marked if its row was alone in its step.
     token: u32,
     position: u32,
     /// Digest of the tokens up to here; 0 before the first write.
     chain: u64,
 }
+
+/// A device on which bits depend on it would say something else.
+const ALONE: u32 = 1 << 31;
 
 type Says = Box<dyn Fn(&[u32]) -> u32 + Send>;
 
@@ -267,6 +271,9 @@ impl Scripted {
                         self.cache[(table[((p - 1) / size) as usize] * size + (p - 1) % size) as usize].chain
                     }
                 };
+                if self.capacity.strict && span.rows == 1 {
+                    token |= ALONE;
+                }
                 self.cache[slot] = Entry { token, position, chain: link(before, token) };
             }
         }
@@ -294,7 +301,7 @@ impl Scripted {
                     self.check(entry.position == position && entry.chain == chain, || {
                         format!("position {position} of {span:?} holds another sequence's key")
                     });
-                    self.text.push(entry.token);
+                    self.text.push(entry.token & !ALONE);
                 } else {
                     chain = entry.chain;
                 }

@@ -69,7 +69,15 @@ fn root() -> &'static Path {
 }
 
 fn model(name: &str, files: &Path, vocab: u32, script: Arc<Mutex<Script>>) -> (Served, Controls) {
-    let capacity = Capacity { blocks: 2048, block_size: 16, rows: 256, logits: 64, context: CONTEXT, vocab };
+    let capacity = Capacity {
+        blocks: 2048,
+        block_size: 16,
+        rows: 256,
+        logits: 64,
+        context: CONTEXT,
+        vocab,
+        strict: false,
+    };
     let text = Arc::new(Text::new(&TextFiles::read(files).unwrap(), vocab, CONTEXT, &[]).unwrap());
     let end = text.tokenizer.eos().unwrap();
     let middle = text.tokenizer.marker("<|fim_middle|>");

@@ -67,7 +67,15 @@ fn root() -> &'static Path {
 }
 
 fn model(name: &str, files: &Path, vocab: u32, config: Config) -> (Served, Controls) {
-    let capacity = Capacity { blocks: 512, block_size: 16, rows: 64, logits: 64, context: CONTEXT, vocab };
+    let capacity = Capacity {
+        blocks: 512,
+        block_size: 16,
+        rows: 64,
+        logits: 64,
+        context: CONTEXT,
+        vocab,
+        strict: false,
+    };
     let text = Arc::new(Text::new(&TextFiles::read(files).unwrap(), vocab, CONTEXT, &[]).unwrap());
     let script = text.tokenizer.encode(ANSWER).unwrap();
     let one = |s: &str| *text.tokenizer.encode(s).unwrap().last().unwrap();
