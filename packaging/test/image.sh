@@ -9,7 +9,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 . "$root/packaging/needs.sh"
 needs podman podman runc runc cc gcc curl curl
 scratch=$(mktemp -d)
-trap 'podman rm -ft 1 hearth-test >/dev/null 2>&1 || true; rm -rf "$scratch"' EXIT
+trap 'podman rm -fvt 1 hearth-test >/dev/null 2>&1 || true; rm -rf "$scratch"' EXIT
 
 fail() {
   echo "error: $*" >&2
@@ -21,14 +21,14 @@ image=$(podman load -qi "$1" | sed 's/.*: //')
 echo "$image: $(podman image inspect -f '{{.Size}}' "$image" | awk '{ printf "%.1f MB", $1 / 1e6 }')"
 files=$(podman create "$image")
 podman export "$files" | tar t >"$scratch/files"
-podman rm "$files" >/dev/null
+podman rm -v "$files" >/dev/null
 if grep -E '(^|/)(sh|bash|busybox|apt|dpkg|perl|python3?)$' "$scratch/files"; then
   fail "there is more in the image than a server needs"
 fi
 
 # The network is the host's loopback: a network of its own would need more than this test should ask for.
 serve() { # ARGUMENTS of podman...
-  podman rm -ft 1 hearth-test >/dev/null 2>&1 || true
+  podman rm -fvt 1 hearth-test >/dev/null 2>&1 || true
   podman run -d --name hearth-test --runtime runc --ulimit nofile=4096:4096 --ulimit nproc=1024:1024 --network host --read-only --read-only-tmpfs=false \
     --cap-drop all --security-opt no-new-privileges -e HEARTH__SERVER__LISTEN=127.0.0.1:15052 \
     -e HEARTH__SERVER__METRICS= -e HEARTH__CONSOLE__LISTEN= "$@" "$image" >/dev/null
@@ -57,10 +57,11 @@ serve --user "$random:0" -v hearth-test-state:/var/lib/hearth
 podman volume inspect hearth-test-state >/dev/null
 podman cp hearth-test:/var/lib/hearth/key "$scratch/key"
 answers "user $random of group 0, key in its volume" "$(cat "$scratch/key")"
-podman rm -f hearth-test >/dev/null
+podman rm -fv hearth-test >/dev/null
 podman volume rm hearth-test-state >/dev/null
-serve --user "$random:$random" --mount type=tmpfs,destination=/var/lib/hearth,tmpfs-mode=1777 -e HEARTH_KEY=a-key-of-this-test-0001
-answers "user and group $random, state in memory, key from the environment" a-key-of-this-test-0001
+mkdir -m 1777 "$scratch/state"
+serve --user "$random:$random" -v "$scratch/state:/var/lib/hearth" -e HEARTH_KEY=a-key-of-this-test-0001
+answers "user and group $random, a volume that all may write (as emptyDir), key from the environment" a-key-of-this-test-0001
 
 echo "== a driver where runtimes put it"
 mkdir "$scratch/lib"
@@ -68,7 +69,7 @@ echo 'int cuInit(unsigned flags) { return 0; } int cuDriverGetVersion(int *v) { 
   int cuGetErrorName(int e, const char **t) { *t = "CUDA_ERROR"; return 0; }
   int cuGetErrorString(int e, const char **t) { *t = "a stand-in"; return 0; }' |
   cc -shared -fPIC -x c -o "$scratch/lib/libcuda.so.1" - -Wl,--no-as-needed -lm -ldl -lpthread -lrt
-podman rm -f hearth-test >/dev/null
+podman rm -fv hearth-test >/dev/null
 for place in /usr/lib64 /usr/lib/x86_64-linux-gnu /usr/local/nvidia/lib64; do
   said=$(podman run --rm --runtime runc --ulimit nofile=4096:4096 --ulimit nproc=1024:1024 --network none --read-only --cap-drop all -v "$scratch/lib/libcuda.so.1:$place/libcuda.so.1:ro" \
     "$image" complete --max-tokens 2 x 2>&1) && status=0 || status=$?

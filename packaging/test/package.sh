@@ -78,6 +78,12 @@ says '^640 root hearth' inside stat -c '%a %U %G' /etc/hearth/hearth.toml
 says 'nologin' inside getent passwd hearth
 says 'valid' inside hearth config check
 says "^$" inside dpkg --verify hearth
+made=$(inside bash -c 'hearth keys create somebody --print 2>/dev/null')
+sleep 2 # a running server knows a new key within a second, and says so
+says ember-demo inside curl -fsS -m 30 -H "Authorization: Bearer $made" http://127.0.0.1:5052/v1/models
+says '^0$' inside bash -c 'find /var/lib/hearth -not -user hearth | wc -l'
+says ready inside hearth status
+echo "a key that root makes is known to the server that runs as hearth; status answers"
 echo "runs as hearth on loopback, enabled, with a key of its own"
 
 echo "== what an administrator leaves there"

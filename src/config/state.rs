@@ -157,6 +157,7 @@ impl Kept {
     fn write_in_place(&self, directory: &Path, text: &str) -> io::Result<()> {
         let path = self.path(directory);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        give_to_owner_of(directory, &file)?;
         let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
         written.inspect_err(|_| drop(fs::remove_file(&path)))
     }
@@ -210,6 +211,7 @@ impl Kept {
         let aside = directory.join(format!(".{}.{nonce:016x}", self.name));
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+            give_to_owner_of(directory, &file)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             match fs::hard_link(&aside, self.path(directory)) {
