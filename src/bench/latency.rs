@@ -78,7 +78,7 @@ impl Latencies {
     /// The time within which a share of the requests was done, in milliseconds: the smallest time that was recorded,
     /// or stands for one within a thousandth, such that at least that share took no longer.
     pub fn within(&self, share: f64) -> f64 {
-        milliseconds(self.spread.value_at_quantile(share))
+        milliseconds(self.spread.value_at_quantile(share).min(self.longest))
     }
 
     pub fn summary(&self, show: Show) -> Latency {
@@ -179,5 +179,8 @@ mod tests {
         latencies.record(Duration::ZERO);
         assert_eq!(latencies.count(), 2);
         assert!((3_599_000.0..3_604_000.0).contains(&latencies.within(1.0)));
+        let mut one = Latencies::default();
+        one.record(Duration::from_micros(18_030_123));
+        assert_eq!(one.within(0.99), 18_030.123, "no percentile is above the longest");
     }
 }

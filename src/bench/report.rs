@@ -168,9 +168,9 @@ fn table(number: usize, results: &Results) -> Markup {
     html! {
         div.wide { table {
             thead {
-                tr { th rowspan="2" { "load" } th rowspan="2" { "kind" } th rowspan="2" { "answered" } th rowspan="2" { "lost" } th rowspan="2" { "answers/s" }
+                tr { th rowspan="2" { "load" } th rowspan="2" { "limits" } th rowspan="2" { "kind" } th rowspan="2" { "answered" } th rowspan="2" { "lost" } th rowspan="2" { "answers/s" }
                     th rowspan="2" { "tokens/s" } th colspan="5" { "first token, ms" } th colspan="2" { "per token, ms" } th colspan="2" { "whole answer, ms" }
-                    th rowspan="2" { "limits" } }
+                }
                 tr { th { "p50" } th { "p90" } th { "p95" } th { "p99" } th { "longest" } th { "p50" } th { "p95" } th { "p50" } th { "p95" } }
             }
             tbody { @for index in order { (rows(number, index, results)) } }
@@ -182,23 +182,23 @@ fn rows(number: usize, index: usize, results: &Results) -> Markup {
     let run = &results.runs[index];
     let at = |field: &str| format!("/runs/{index}/{field}");
     let span = run.kinds.len().max(1).to_string();
-    let (class, verdict) = match results.limits.judge(run) {
-        Verdict::Holds => ("holds", "hold".to_owned()),
-        Verdict::Breaks(why) => ("breaks", why),
-        Verdict::Open(why) => ("open", format!("not known: {why}")),
+    // A word here, the reason for who points at it: a sentence would make the table wider than paper.
+    let (class, verdict, why) = match results.limits.judge(run) {
+        Verdict::Holds => ("holds", "hold", String::new()),
+        Verdict::Breaks(why) => ("breaks", "break", why),
+        Verdict::Open(why) => ("open", "not known", why),
     };
     let knee = results.knee.as_ref().is_some_and(|knee| knee.run == Some(index));
     html! {
         @if run.kinds.is_empty() {
-            tr { th { (run.arrivals) } td {} (counts(number, run, &at, "1")) @for _ in 0..9 { td { "–" } } td class=(class) { (verdict) } }
+            tr { th { (run.arrivals) } td class=(class) title=(why) { (verdict) } td {} (counts(number, run, &at, "1")) @for _ in 0..9 { td { "–" } } }
         }
         @for (i, (kind, times)) in run.kinds.iter().enumerate() {
             tr.knee[knee] {
-                @if i == 0 { th rowspan=(span) { (run.arrivals) } }
+                @if i == 0 { th rowspan=(span) { (run.arrivals) } td class=(class) title=(why) rowspan=(span) { (verdict) } }
                 td { (kind) }
                 @if i == 0 { (counts(number, run, &at, &span)) }
                 (times_cells(number, *kind, times, &at))
-                @if i == 0 { td class=(class) rowspan=(span) { (verdict) } }
             }
         }
     }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use tokio::runtime::Runtime;
@@ -335,7 +335,11 @@ fn interrupted() -> Result<watch::Receiver<bool>, CliError> {
     tokio::spawn(async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         let _ = tell.send(true);
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        let told = Instant::now();
+        // timeout(1) and shells tell a process and its group, so one wish comes as two signals.
+        while told.elapsed() < Duration::from_millis(500) {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        }
         std::process::exit(Exit::Interrupted as i32);
     });
     Ok(told)
