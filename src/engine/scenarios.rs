@@ -312,6 +312,26 @@ fn fault() -> impl Strategy<Value = Fault> {
     ]
 }
 
+#[test]
+fn a_strict_answer_is_computed_again_by_a_prompt_that_goes_on_where_it_ended() {
+    let capacity =
+        Capacity { blocks: 64, block_size: 4, rows: 32, logits: 32, context: 64, vocab: VOCAB, strict: true };
+    let open = || Engine::inline(Box::new(Scripted::new(capacity)), Config::default());
+    let say = |(handle, engine): &mut (Handle, Inline), prompt: &[u32]| -> Vec<u32> {
+        let mut stream = handle.submit(Request { max_tokens: 12, ..Request::new(prompt) }).unwrap();
+        let mut told = Told::default();
+        while !told.over {
+            engine.turn();
+            told.hear(&mut stream);
+        }
+        told.tokens[&0].iter().map(|(token, _)| *token).collect()
+    };
+    let mut both = open();
+    let begun = say(&mut both, &[1, 2, 3]);
+    let longer = [&[1, 2, 3][..], &begun].concat();
+    assert_eq!(say(&mut both, &longer), say(&mut open(), &longer));
+}
+
 /// Scripted panics are part of the play.
 fn hush() {
     std::panic::set_hook(Box::new(|panic| {

@@ -16,7 +16,8 @@ use hearth_kernels::cuda::driver::DeviceError;
 use hearth_kernels::cuda::product::{Finish, Product, gate_row};
 use hearth_kernels::cuda::skinny::{Class, MAX_ROWS, Skinny};
 use hearth_kernels::cuda::stream::number;
-use hearth_models::device::Options;
+use hearth_kernels::cuda::weightonly::Format;
+use hearth_models::device::{KvType, Options};
 use serde_json::{Value, json};
 
 use crate::Failure;
@@ -27,7 +28,7 @@ use crate::shapes;
 #[allow(dead_code)] // what the tests are driven by
 mod rig;
 
-use rig::{Apart, FAMILIES, Family, Rig, bits, checkpoint, compare, schedule, sequences};
+use rig::{Apart, FAMILIES, FP8, Family, Rig, bits, checkpoint, compare, schedule, sequences};
 
 /// Steps of so many rows, of which fewer are there.
 const BUCKETS: [usize; 10] = [1, 8, 16, 17, 32, 64, 65, 128, 256, 2048];
@@ -48,9 +49,10 @@ const TURN: usize = 16;
 pub fn run(bench: &Bench) -> Result<Value, Failure> {
     let products = products(bench)?;
     let decoders = decoders(bench)?;
-    let right = products["wrong"] == json!([]) && decoders["wrong"] == json!([]);
+    let packed = packed(bench)?;
+    let right = [&products, &decoders, &packed].iter().all(|part| part["wrong"] == json!([]));
     println!("verdict: {}", if right { "right" } else { "WRONG" });
-    Ok(json!({ "right": right, "products": products, "decoders": decoders }))
+    Ok(json!({ "right": right, "products": products, "decoders": decoders, "packed": packed }))
 }
 
 /// The shapes of the products of all models, and those with ragged edges.
@@ -401,6 +403,44 @@ fn same_captured(captured: &mut Rig, eager: &mut Rig) -> bool {
         here.iter_mut().chain(&mut there).for_each(rig::Sequence::begin_anew);
     }
     same
+}
+
+/// Packed weights against the same weights widened beforehand: near where few rows stream them, the same bits where all
+/// rows take the tensor cores. Then keys and values in fp8.
+fn packed(bench: &Bench) -> Result<Value, Failure> {
+    let mut wrong = Vec::new();
+    let (dir, checkpoint) = checkpoint(FAMILIES[0]);
+    let formats = if bench.quick { &Format::ALL[2..] } else { &Format::ALL[..] };
+    for format in formats.iter().copied() {
+        let (_other, widened) = rig::widened(&checkpoint, dir.path(), format);
+        let packed = |strict| {
+            let options = Options { quantize: Some(format), strict, ..rig::OPTIONS };
+            Rig::on(&bench.device, &checkpoint, options)
+        };
+        let wide = |strict| Rig::on(&bench.device, &widened, Options { strict, ..rig::OPTIONS });
+        let apart = compare(&mut packed(false), &mut wide(false));
+        let same = same_captured(&mut packed(true), &mut wide(true));
+        let is_right = apart.is_near() && same;
+        println!(
+            "packed {:<8} {apart}, strict {}{}",
+            format.title(),
+            if same { "the same bits" } else { "OTHER BITS" },
+            if is_right { "" } else { ": WRONG" }
+        );
+        if !is_right {
+            wrong.push(format.title());
+        }
+    }
+    let fp8 =
+        |strict| Rig::on(&bench.device, &checkpoint, Options { kv: KvType::Fp8, strict, ..rig::OPTIONS });
+    let apart = compare(&mut fp8(false), &mut Rig::cpu(&checkpoint));
+    let same = same_alone(&mut fp8(true), &mut fp8(true));
+    let is_right = apart.worst < FP8 && same;
+    println!("keys and values in fp8: {apart}{}", if is_right { "" } else { ": WRONG" });
+    if !is_right {
+        wrong.push("keys and values in fp8");
+    }
+    Ok(json!({ "wrong": wrong }))
 }
 
 /// Whether a row has the same bits beside others as alone.

@@ -16,7 +16,9 @@ use hearth_models::memory::Memory;
 use hearth_models::step::Step;
 use safetensors::Dtype;
 
-use rig::{FAMILIES, HALF, OPTIONS, Rig, Sequence, bits, checkpoint, compare, relative, schedule, sequences};
+use rig::{
+    FAMILIES, FP8, HALF, OPTIONS, Rig, Sequence, bits, checkpoint, compare, relative, schedule, sequences,
+};
 
 const MEMORY: usize = 1 << 30;
 
@@ -129,10 +131,6 @@ fn a_row_with_packed_weights_has_the_same_bits_beside_others_as_alone() {
         }
     }
 }
-
-/// Keys and values with four significant bits: a twenty-fifth of each is lost on the average, in all layers, and what
-/// softmax and sums over positions leave of it.
-const FP8: f32 = 0.05;
 
 #[test]
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]

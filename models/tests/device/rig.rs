@@ -51,6 +51,10 @@ pub const FAMILIES: [Family; 9] = [
 /// The norm of an error over the norm of a row: queries, probabilities and what goes into products have 8 bits.
 pub const HALF: f32 = 1e-2;
 
+/// Keys and values with four significant bits: a twenty-fifth of each is lost on the average, in all layers, and what
+/// softmax and sums over positions leave of it.
+pub const FP8: f32 = 0.05;
+
 /// A golden checkpoint's config.json, in the program: what measures a GPU has no tree beside it.
 fn config(name: &str) -> &'static str {
     macro_rules! golden {
