@@ -14,6 +14,7 @@ needs python3 python3 openssl openssl tcpdump tcpdump minisign minisign
 scratch=$(mktemp -d)
 others=()
 tidy() {
+  set +e
   for pid in "${others[@]}"; do kill "$pid" 2>/dev/null || true; done
   ip link delete canary-out 2>/dev/null || true
   box_close
@@ -42,8 +43,8 @@ cp "$scratch/site.pub" "$scratch/carried/"
 echo "to carry: $(cd "$scratch/carried" && du -h -- * | tr '\t\n' '  ')"
 
 echo "== the site: names, an authority, GitLab"
+box_tidy=tidy
 box_open
-trap tidy EXIT
 site=$scratch/certificates
 mkdir "$box/root/carried" "$site"
 cp "$scratch"/carried/* "$box/root/carried/"

@@ -3,7 +3,7 @@
 #
 #   box_open         boots a fresh one; $box is its root as seen from here, $box_pid its first process
 #   inside CMD...    runs a command in it
-#   box_close        ends it and takes it away; set as the trap on EXIT by box_open
+#   box_close        ends it and takes it away; set as the trap on EXIT by box_open, or $box_tidy, which calls it
 
 boxes=${BOXES:-/var/tmp/hearth-boxes}
 
@@ -32,8 +32,8 @@ box_open() {
   box_dir=$(mktemp -d "$boxes/box.XXXXXX")
   box=$box_dir/root
   mkdir "$box_dir/upper" "$box_dir/work" "$box"
+  trap "${box_tidy:-box_close}" EXIT
   mount -t overlay overlay -o "lowerdir=$boxes/base/root,upperdir=$box_dir/upper,workdir=$box_dir/work" "$box"
-  trap box_close EXIT
   unshare --mount --pid --net --ipc --uts --cgroup --fork --kill-child --propagation private \
     bash "$(dirname "${BASH_SOURCE[0]}")/boot.sh" "$box" </dev/null >"$box_dir/boot.log" 2>&1 &
   box_job=$!
@@ -53,6 +53,8 @@ inside() {
 }
 
 box_close() {
+  # All of it, whatever fails: the end of a killed box is no success.
+  set +e
   [ -n "${box_job:-}" ] && { kill -9 "$box_job" 2>/dev/null; wait "$box_job" 2>/dev/null; }
   [ -n "${box_dir:-}" ] && { umount -l "$box" 2>/dev/null; rm -rf "$box_dir"; }
   box_job= box_dir=

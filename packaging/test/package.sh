@@ -56,7 +56,7 @@ if [ -z "$old" ]; then
   dpkg-deb --root-owner-group -b "$scratch/old" "$old" >/dev/null
 fi
 
-trap 'rm -rf "$scratch"; box_close' EXIT
+box_tidy='box_close; rm -rf "$scratch"'
 box_open
 cp "$new" "$box/root/new.deb"
 cp "$old" "$box/root/old.deb"
