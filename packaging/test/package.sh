@@ -168,7 +168,13 @@ install new
 says 'not \(re\)started' cat "$scratch/apt"
 says 'drian' cat "$scratch/apt"
 [ "$(inside systemctl show -P MainPID hearth)" = "$pid" ] || fail "wrong settings: the server that ran was taken down"
-inside rm /etc/hearth/conf.d/wrong.toml
+inside bash -c 'rm /etc/hearth/conf.d/wrong.toml; mkdir -p /etc/systemd/system/hearth.service.d
+printf "[Service]\nEnvironment=HEARTH__SERVER__DRAIN=soon\n" >/etc/systemd/system/hearth.service.d/wrong.conf'
+install new
+says "environment variable HEARTH__SERVER__DRAIN" cat "$scratch/apt"
+[ "$(inside systemctl show -P MainPID hearth)" = "$pid" ] || fail "a wrong variable of the unit: the server that ran was taken down"
+inside rm -r /etc/systemd/system/hearth.service.d
+inside systemctl daemon-reload
 inside systemctl restart hearth
 kept "N-1 to N with settings that are wrong: said so, the server went on; put right"
 
@@ -184,3 +190,13 @@ left=$(inside find / -xdev \( -path /proc -o -path /sys -o -path /var/log -o -pa
 inside pgrep -x hearth >/dev/null && fail "purge left a process"
 says 0 inside bash -c 'systemctl --failed --no-legend | wc -l'
 echo "purge left nothing"
+
+# What is mounted from a volume of its own is somebody else's to empty.
+inside bash -c 'mkdir -p /var/lib/hearth && mount -t tmpfs volume /var/lib/hearth'
+install new
+inside systemctl stop hearth
+inside apt-get purge -y hearth >"$scratch/apt" 2>&1 || fail "purge beside a volume: $(cat "$scratch/apt")"
+inside test -s /var/lib/hearth/key || fail "purge emptied a volume"
+inside umount /var/lib/hearth
+inside rmdir /var/lib/hearth
+echo "purge left a mounted volume as it was"

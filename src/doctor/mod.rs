@@ -115,13 +115,14 @@ pub async fn examine(settings: &Settings) -> Vec<Finding> {
 /// What to enter where, once everything is well.
 pub fn steps(settings: &Settings, models: &[&str]) -> String {
     let names: Vec<String> = models.iter().map(|name| format!("custom_openai/{name}")).collect();
+    let scheme = if settings.front.tls.is_some() { "https" } else { "http" };
     let port = settings.listen[0].port();
     format!(
         "In GitLab, as an administrator (Admin > GitLab Duo):\n\
-         \x20 1. Local AI Gateway URL: http://THIS-HOST:{port} (no path; a name that GitLab and the developers' machines\n\
+         \x20 1. Local AI Gateway URL: {scheme}://THIS-HOST:{port} (no path; a name that GitLab and the developers' machines\n\
          \x20    resolve, not localhost). A private address must be on GitLab's list for outbound requests\n\
          \x20    (Admin > Settings > Network > Outbound requests).\n\
-         \x20 2. Add a self-hosted model: endpoint http://THIS-HOST:{port}/v1, identifier one of\n\
+         \x20 2. Add a self-hosted model: endpoint {scheme}://THIS-HOST:{port}/v1, identifier one of\n\
          \x20    {}, API key Hearth's own key; Test connection.\n\
          \x20 3. Give the model to the features, then run the health check, or\n\
          \x20    gitlab-rake \"gitlab:duo:verify_self_hosted_setup[root]\".",
