@@ -135,6 +135,25 @@ fn ember_is_served_completes_fills_gaps_and_drains() {
 }
 
 #[test]
+fn connections_are_files_and_it_opens_as_many_as_it_may() {
+    let few = "ulimit -S -n 64; exec \"$0\" serve --listen 127.0.0.1:0 --state-dir \"$1\"";
+    let state = tempfile::tempdir().unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", few, env!("CARGO_BIN_EXE_hearth")]).arg(state.path());
+    command.env("HEARTH__SERVER__METRICS", "").env("HEARTH__CONSOLE__LISTEN", "");
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let serves = lines.into_iter().any(|line| line.starts_with("hearth "));
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let files: Vec<&str> =
+        limits.lines().find(|l| l.starts_with("Max open files")).unwrap().split_whitespace().collect();
+    assert!(serves);
+    assert_eq!(files[3], files[4], "{limits}");
+}
+
+#[test]
 fn two_models_are_served_beside_each_other() {
     let other = format!("small={}", root().join("models/ember").display());
     let server = Running::start(&["--model", "ember-demo", "--model", &other, "--context", "512"]);

@@ -100,6 +100,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         tracing::warn!("{warning}; {fix}");
     }
     let identity = identity(&settings)?;
+    sockets::open_many();
     let runtime = super::runtime()?;
     runtime.block_on(async {
         tokio::spawn(identity.keep());

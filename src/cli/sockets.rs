@@ -3,12 +3,24 @@
 use std::net::{SocketAddr, TcpListener as Socket};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use super::{CliError, Exit};
 use crate::config::Settings;
 use crate::duo::identity::Bypass;
 use crate::server::Listener;
 use crate::server::listen::{self, Passed};
 use crate::supervisor;
+
+/// Lets this process open as many files as it may: what it was given at first is often 1,024, and a connection is a file.
+pub fn open_many() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!("the limit of open files stays at {soft}: {}", error.desc());
+    }
+}
 
 pub fn taken(address: SocketAddr, error: &std::io::Error) -> CliError {
     CliError::new(Exit::Port, format!("cannot listen on {address}: {error}"))
