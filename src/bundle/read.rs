@@ -82,7 +82,8 @@ fn read(
     let read = store::entries(
         BufReader::with_capacity(1 << 20, reader),
         &place,
-        Some(&place),
+        // Where a member stands in a file of this name says nothing of whose bundle that is now: its sum does.
+        None,
         &mut |member, offer| {
             let bytes = offer.bytes;
             let step = || -> Result<(), BundleError> {
@@ -142,7 +143,13 @@ fn read(
                 }
                 taker.member(
                     member,
-                    Offer { name: member, bytes: offer.bytes, stamp: offer.stamp, read: &mut hashed },
+                    Offer {
+                        name: member,
+                        bytes: offer.bytes,
+                        stamp: None,
+                        sum: Some(sum),
+                        read: &mut hashed,
+                    },
                 )?;
                 let drained = io::copy(&mut hashed, &mut io::sink());
                 drained.map_err(|e| content(format!("{}: {e}", brief(member))))?;

@@ -3,7 +3,7 @@
 //! The only place that names the hub's client, and no other verb leads here: the server holds no downloader, and a binary
 //! that was built without the feature `pull` has none at all.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use hearth_models::catalog;
@@ -11,6 +11,7 @@ use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use tokio_rustls::rustls;
+use url::{Host, Url};
 
 use super::models::Place;
 use super::models::catalog::find as named;
@@ -51,6 +52,9 @@ const TOKEN: &str = "HF_TOKEN";
 /// Attempts at a file that breaks off; each goes on where the one before ended.
 const RETRIES: usize = 5;
 
+const MISTRUSTED: &str =
+    "do not use this hub: pull from https://huggingface.co or from a mirror that you trust";
+
 pub fn run(verb: Pull, common: &Common) -> Result<(), CliError> {
     // A name without its publisher can only be one of the catalogue.
     let known = match verb.id.contains('/') {
@@ -62,6 +66,7 @@ pub fn run(verb: Pull, common: &Common) -> Result<(), CliError> {
         let what = format!("{id:?} is neither in the catalogue nor PUBLISHER/MODEL");
         return Err(CliError::new(Exit::Usage, what).fix("`hearth models catalog` names what is known"));
     }
+    encrypted(&verb.endpoint)?;
     let mut steps = Steps::new(verb.json);
     if let Some((entry, why)) = known.and_then(|entry| Some((entry, entry.not_served.as_ref()?))) {
         let what = format!("{} is not served by this version", entry.id);
@@ -78,6 +83,11 @@ pub fn run(verb: Pull, common: &Common) -> Result<(), CliError> {
     let api = api(&verb.endpoint, downloads.clone()).map_err(|e| failed(id, &verb.endpoint, &e))?;
     let told = api.repo(Repo::with_revision(id.to_owned(), RepoType::Model, asked.to_owned())).info();
     let told = told.map_err(|e| failed(id, &verb.endpoint, &e))?;
+    if !is_commit(&told.sha) {
+        let what =
+            format!("{} is not a commit, and the hub says that {id} is at it", store::brief(&told.sha));
+        return Err(CliError::new(Exit::Model, what).fix(MISTRUSTED));
+    }
     steps.note(&format!("{id}, revision {}", told.sha));
     // From here on the commit and not the branch, which may move.
     let at_commit = Repo::with_revision(id.to_owned(), RepoType::Model, told.sha.clone());
@@ -93,6 +103,7 @@ pub fn run(verb: Pull, common: &Common) -> Result<(), CliError> {
         let mut directory = None;
         for name in names {
             let path = get(&repo, name, steps).map_err(|e| failed(id, &verb.endpoint, &e))?;
+            below(&path, &downloads)?;
             directory = path.parent().map(PathBuf::from);
         }
         Ok(directory)
@@ -126,6 +137,44 @@ pub fn run(verb: Pull, common: &Common) -> Result<(), CliError> {
         std::fs::remove_dir_all(&folder).map_err(StoreError::io(&folder, "it cannot be removed"))?;
     }
     tell(&imported, &mut steps, verb.json)
+}
+
+/// The token goes to the hub, and what comes back is believed.
+fn encrypted(endpoint: &str) -> Result<(), CliError> {
+    let url = Url::parse(endpoint).map_err(|e| {
+        CliError::new(Exit::Usage, format!("--endpoint is no URL: {e}")).fix("write it as https://HOST")
+    })?;
+    let here = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    };
+    match (url.scheme(), here) {
+        ("https", _) | ("http", true) => Ok(()),
+        _ => {
+            let what = format!("--endpoint is not https: {TOKEN} and the checkpoint would pass in the clear");
+            Err(CliError::new(Exit::Usage, what)
+                .fix("an https:// address; http:// is for this machine alone"))
+        }
+    }
+}
+
+/// The client makes it a part of paths.
+fn is_commit(sha: &str) -> bool {
+    sha.len() == 40 && sha.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Paths are made of what the hub says of its files, too: one that leads elsewhere is not taken.
+fn below(path: &Path, downloads: &Path) -> Result<(), CliError> {
+    let real = |path: &Path| path.canonicalize().map_err(StoreError::io(path, "it cannot be found"));
+    match real(path)?.starts_with(real(downloads)?) {
+        true => Ok(()),
+        false => {
+            let what = "what the hub says of a file leads out of the directory of downloads";
+            Err(CliError::new(Exit::Model, what).at(path.display().to_string()).fix(MISTRUSTED))
+        }
+    }
 }
 
 fn api(endpoint: &str, downloads: PathBuf) -> Result<Api, ApiError> {

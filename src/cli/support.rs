@@ -3,9 +3,10 @@
 //! It works with the server running or not: what cannot be had is named in the archive with the reason. Everything is
 //! text; `--preview` prints the list first, and `tar -tf` shows it again.
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::PathBuf;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use axum::http::Method;
 use clap::Args;
@@ -17,6 +18,8 @@ use crate::doctor;
 
 /// Lines of the audit log that go with it.
 const AUDIT_LINES: usize = 500;
+/// And bytes: it grows for as long as the appliance is in use.
+const AUDIT_BYTES: u64 = 1 << 20;
 
 #[derive(Args)]
 pub struct SupportBundle {
@@ -44,7 +47,8 @@ pub fn run(verb: SupportBundle, common: &Common) -> Result<(), CliError> {
         part("settings.txt", "the settings and where each came from, secrets as ***", shown(common)),
     ];
     parts.extend(super::runtime()?.block_on(asked(&settings)));
-    parts.push(part("audit.jsonl", "the end of the audit log", audit(&settings)));
+    let audit = end_of(&settings.state_dir.join("audit.jsonl")).map_err(|e| e.to_string());
+    parts.push(part("audit.jsonl", "the end of the audit log", audit));
     let mut out = std::io::stdout();
     for part in &parts {
         let size = match &part.text {
@@ -112,9 +116,25 @@ fn shown(common: &Common) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-fn audit(settings: &Settings) -> Result<String, String> {
-    let text = fs::read_to_string(settings.state_dir.join("audit.jsonl")).map_err(|e| e.to_string())?;
-    let lines: Vec<&str> = text.lines().collect();
+/// The last lines of a log. A link in its place would let whoever can write there choose what root sends away.
+fn end_of(path: &Path) -> io::Result<String> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let of = file.metadata()?;
+    if !of.is_file() {
+        return Err(io::Error::other("it is no plain file"));
+    }
+    let before = of.len().saturating_sub(AUDIT_BYTES);
+    file.seek(SeekFrom::Start(before))?;
+    let mut bytes = Vec::new();
+    file.take(AUDIT_BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let whole = match before {
+        0 => &*text,
+        // The first line was cut.
+        _ => text.split_once('\n').map_or("", |(_, rest)| rest),
+    };
+    let lines: Vec<&str> = whole.lines().collect();
     Ok(lines[lines.len().saturating_sub(AUDIT_LINES)..].join("\n") + "\n")
 }
 
@@ -144,8 +164,9 @@ fn host() -> String {
     text + &format!("\nprocessor\n  {model}\n  {cores} cores for this process\n  {}\n", known.join(" "))
 }
 
-fn write(path: &std::path::Path, stamp: &str, parts: &[Part]) -> std::io::Result<()> {
-    let file = File::create_new(path)?;
+/// For its owner alone: it names the host and who did what on it.
+fn write(path: &Path, stamp: &str, parts: &[Part]) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     let mut archive = tar::Builder::new(zstd::Encoder::new(file, 3)?.auto_finish());
     for part in parts {
         let (name, text) = match &part.text {
@@ -154,9 +175,44 @@ fn write(path: &std::path::Path, stamp: &str, parts: &[Part]) -> std::io::Result
         };
         let mut header = tar::Header::new_gnu();
         header.set_size(text.len() as u64);
-        header.set_mode(0o644);
+        header.set_mode(0o600);
         header.set_mtime(jiff::Timestamp::now().as_second().max(0) as u64);
         archive.append_data(&mut header, format!("hearth-support-{stamp}/{name}"), text.as_bytes())?;
     }
     archive.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn the_archive_is_its_owners_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bundle");
+        write(&path, "now", &[part("version.txt", "", Ok("1\n".to_owned()))]).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(write(&path, "now", &[]).is_err(), "what is there is not written over");
+    }
+
+    #[test]
+    fn of_the_audit_log_it_takes_the_end_and_of_a_link_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("audit.jsonl");
+        fs::write(&log, "one\ntwo\n").unwrap();
+        assert_eq!(end_of(&log).unwrap(), "one\ntwo\n");
+        let long: String = (0..400_000).map(|i| format!("line {i:06}\n")).collect();
+        fs::write(&log, long).unwrap();
+        let end = end_of(&log).unwrap();
+        assert!(end.starts_with("line 399500\n") && end.ends_with("line 399999\n"), "{}", end.len());
+        // Lines without an end are cut where the bytes end.
+        fs::write(&log, "x".repeat(3 << 20) + "\nlast\n").unwrap();
+        assert_eq!(end_of(&log).unwrap(), "last\n");
+        let link = directory.path().join("link");
+        symlink(&log, &link).unwrap();
+        assert_eq!(end_of(&link).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        assert!(end_of(directory.path()).is_err());
+    }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::client::verbose;
 use super::error::DuoError;
-use crate::openai::{BODY_LIMIT, BodyTimeout, caused_by};
+use crate::openai::{BODY_LIMIT, BodyTimeout, Crowded, caused_by};
 
 /// A JSON object with its place in the body, for messages. The empty place is the body itself.
 #[derive(Clone, Debug)]
@@ -55,6 +55,7 @@ async fn collect(body: Body) -> Result<bytes::Bytes, DuoError> {
         Err(e) if caused_by::<BodyTimeout>(&*e) => {
             Err(DuoError::detail(StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time"))
         }
+        Err(e) if caused_by::<Crowded>(&*e) => Err(DuoError::crowded(&e.to_string())),
         Err(_) => Err(DuoError::bad_request("There was an error parsing the body")),
     }
 }

@@ -33,6 +33,13 @@ pub const BODY_LIMIT: usize = 8 << 20;
 #[error("the body did not arrive in time")]
 pub struct BodyTimeout;
 
+/// No room for the next piece of a body among all that are read; made by the server's limit on them.
+#[derive(Debug, thiserror::Error)]
+#[error("more than {limit} bytes of requests are being worked on; try again in a moment")]
+pub struct Crowded {
+    pub limit: usize,
+}
+
 /// The JSON object in a request's body.
 async fn body(request: Request) -> Result<Fields, ApiError> {
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
@@ -52,6 +59,7 @@ async fn read(body: Body) -> Result<Bytes, ApiError> {
         Ok(body) => Ok(body.to_bytes()),
         Err(e) if caused_by::<LengthLimitError>(&*e) => Err(ApiError::body_too_large(BODY_LIMIT)),
         Err(e) if caused_by::<BodyTimeout>(&*e) => Err(ApiError::body_too_slow()),
+        Err(e) if caused_by::<Crowded>(&*e) => Err(ApiError::crowded(&e.to_string())),
         Err(_) => Err(ApiError::body("The body could not be read to its end.")),
     }
 }

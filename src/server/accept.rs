@@ -32,15 +32,11 @@ use tokio::time::timeout;
 use tower::ServiceExt;
 
 use super::addresses::Addresses;
-use super::body::With;
 use super::listen::Listener;
-use super::pace::{Pace, Paced};
+use super::pace::{Fetched, Pace, Paced};
 use super::places::{Place, Places};
 use super::tls::Tls;
 use super::{Limits, path};
-
-/// How long sent bytes may stay unacknowledged, or the client's window closed.
-const UNREAD: Duration = Duration::from_secs(60);
 
 /// Headers of a request at most, in number and in bytes.
 const MOST_HEADERS: usize = 128;
@@ -170,7 +166,7 @@ impl Hall {
         let Some(first) = first_byte(&stream, self.limits.first_byte, &mut closed).await else { return };
         let _ = stream.set_nodelay(true);
         // A client that never reads what it asked for loses its connection, not ours for everybody else.
-        let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD));
+        let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(self.limits.unread));
         let Some(tls) = &self.door.tls else {
             return self.serve(stream, false, peer, closed).await;
         };
@@ -205,7 +201,7 @@ impl Hall {
                     // A word of HTTP/1.1; here the connection itself says when it ends.
                     response.headers_mut().remove(header::CONNECTION);
                 }
-                Ok::<_, std::convert::Infallible>(response.map(|body| With::body(body, busy)))
+                Ok::<_, std::convert::Infallible>(response.map(|body| Fetched::body(body, busy)))
             }
         });
         // A connection that ends badly is the client's affair; the request's own line is in the log.

@@ -4,6 +4,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::duo::error::DuoError;
+use crate::openai::Crowded;
 use crate::openai::error::ApiError;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +41,7 @@ impl Dialect {
 
     /// All bodies together are more than fits.
     pub fn crowded(self, limit: usize) -> Response {
-        let text = format!("more than {limit} bytes of requests are being worked on; try again in a moment");
+        let text = Crowded { limit }.to_string();
         match self {
             Dialect::OpenAi => ApiError::crowded(&text).into_response(),
             Dialect::GitLab => DuoError::crowded(&text).into_response(),

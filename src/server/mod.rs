@@ -52,6 +52,8 @@ pub struct Limits {
     pub body: Duration,
     /// From an answer to the next request on the same connection.
     pub idle: Duration,
+    /// From a piece of an answer to the client's room for the next; as long may sent bytes stay unacknowledged.
+    pub unread: Duration,
     /// Bytes of all requests' bodies that are read and worked on at the same time; more wait, and are then refused.
     pub bodies: usize,
     /// At shutdown, from being no longer ready to taking no more connections.
@@ -70,6 +72,7 @@ impl Default for Limits {
             headers: seconds(10),
             body: seconds(30),
             idle: seconds(120),
+            unread: seconds(60),
             bodies: 64 << 20,
             drain_delay: Duration::ZERO,
             drain: seconds(30),

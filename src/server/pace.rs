@@ -1,16 +1,21 @@
-//! How long a connection may take (step 1 in the life of a request): until the headers of a request are there, and between
-//! two requests. What happens within a request has limits of its own.
+//! How long a connection may take (step 1 in the life of a request): until the headers of a request are there, between
+//! two requests, and until the client has room for more of an answer. What else happens within a request has limits of its
+//! own.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::body::{Body, HttpBody};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Limits;
+use super::body::SLOWEST;
 use super::places::Places;
 
 /// What a connection without a request has at shutdown.
@@ -43,9 +48,9 @@ impl Pace {
 
     /// A request's headers are there. It lasts until the result is dropped.
     pub fn request(self: &Arc<Self>) -> Busy {
-        self.lock().request();
+        let number = self.lock().request();
         self.changed.notify_one();
-        Busy(self.clone())
+        Busy { pace: self.clone(), number }
     }
 
     /// The server is shutting down: a request that is on its way may still come, and then no more.
@@ -57,9 +62,16 @@ impl Pace {
     /// Resolves when the client has had its time.
     pub async fn late(&self) {
         loop {
-            let deadline = self.lock().deadline;
+            let (deadline, unread) = {
+                let state = self.lock();
+                (state.deadline(), state.unread)
+            };
             match deadline {
-                None => self.changed.notified().await,
+                // The pieces of answers are too many to wake anybody: whether they are fetched is looked at now and then.
+                None => tokio::select! {
+                    () = sleep(unread) => {}
+                    () = self.changed.notified() => {}
+                },
                 Some(deadline) if deadline <= Instant::now() => return,
                 Some(deadline) => tokio::select! {
                     () = sleep_until(deadline) => {}
@@ -73,9 +85,14 @@ impl Pace {
 struct State {
     headers: Duration,
     idle: Duration,
+    unread: Duration,
     /// Requests come side by side, and bytes come also without any: they say nothing about headers.
     http2: bool,
     requests: usize,
+    /// The requests so far.
+    count: u64,
+    /// Requests whose answer waits for its client to have room, and until when it may.
+    waiting: Vec<(u64, Instant)>,
     /// The first bytes of a request's headers have come.
     begun: bool,
     closing: bool,
@@ -85,9 +102,39 @@ struct State {
 
 impl State {
     fn new(limits: &Limits, http2: bool, now: Instant) -> Self {
-        let (headers, idle) = (limits.headers, limits.idle);
-        let deadline = Some(now + headers);
-        Self { headers, idle, http2, requests: 0, begun: true, closing: false, deadline }
+        let Limits { headers, idle, unread, .. } = *limits;
+        Self {
+            headers,
+            idle,
+            unread,
+            http2,
+            requests: 0,
+            count: 0,
+            waiting: Vec::new(),
+            begun: true,
+            closing: false,
+            deadline: Some(now + headers),
+        }
+    }
+
+    /// When the connection is closed as things are. One on which any request gets on is not: behind a proxy one reader
+    /// that sleeps must not cost the others theirs.
+    fn deadline(&self) -> Option<Instant> {
+        match self.requests > 0 && self.waiting.len() == self.requests {
+            true => self.waiting.iter().map(|(_, until)| *until).max(),
+            false => self.deadline,
+        }
+    }
+
+    /// So many bytes of an answer were handed out. More are not asked for before the client has room for them.
+    fn handed(&mut self, number: u64, bytes: usize, now: Instant) {
+        let line = Duration::from_secs_f64(bytes as f64 / SLOWEST as f64);
+        self.waiting.push((number, now + self.unread + line));
+    }
+
+    /// There is room for more of an answer, or it has ended.
+    fn asked(&mut self, number: u64) {
+        self.waiting.retain(|(waiting, _)| *waiting != number);
     }
 
     /// Whether the deadline has changed.
@@ -100,14 +147,18 @@ impl State {
         begins
     }
 
-    fn request(&mut self) {
+    /// A request's number.
+    fn request(&mut self) -> u64 {
         self.requests += 1;
         self.begun = false;
         self.deadline = None;
+        self.count += 1;
+        self.count
     }
 
     /// A request has ended. Where places are scarce nobody keeps one that is not in use.
-    fn answered(&mut self, now: Instant, scarce: bool) {
+    fn answered(&mut self, number: u64, now: Instant, scarce: bool) {
+        self.asked(number);
         self.requests -= 1;
         if self.requests == 0 {
             let kept = if self.closing || scarce { CLOSING.min(self.idle) } else { self.idle };
@@ -122,13 +173,58 @@ impl State {
 }
 
 /// A request from its headers to the last byte of its answer.
-pub struct Busy(Arc<Pace>);
+pub struct Busy {
+    pace: Arc<Pace>,
+    number: u64,
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let pace = &*self.0;
-        pace.lock().answered(Instant::now(), pace.places.scarce());
+        let pace = &*self.pace;
+        pace.lock().answered(self.number, Instant::now(), pace.places.scarce());
         pace.changed.notify_one();
+    }
+}
+
+/// An answer whose pieces must be fetched: an HTTP/2 client that keeps its window closed reads nothing, is alive by all
+/// that TCP can tell, and would keep its connection for good.
+pub struct Fetched {
+    body: Body,
+    busy: Busy,
+}
+
+impl Fetched {
+    /// Of an answer whose headers go out now.
+    pub fn body(body: Body, busy: Busy) -> Body {
+        busy.pace.lock().handed(busy.number, 0, Instant::now());
+        Body::new(Self { body, busy })
+    }
+}
+
+impl HttpBody for Fetched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let number = self.busy.number;
+        self.busy.pace.lock().asked(number);
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &frame {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            self.busy.pace.lock().handed(number, bytes, Instant::now());
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -202,7 +298,7 @@ mod tests {
     }
 
     fn late(state: &State, now: Instant) -> bool {
-        state.deadline.is_some_and(|deadline| deadline <= now)
+        state.deadline().is_some_and(|deadline| deadline <= now)
     }
 
     #[test]
@@ -220,10 +316,10 @@ mod tests {
     fn a_request_has_no_limit_here_and_a_kept_connection_a_longer_one_than_headers() {
         let mut now = Instant::now();
         let mut state = state(false, now);
-        state.request();
+        let one = state.request();
         now += seconds(3600);
         assert!(!late(&state, now));
-        state.answered(now, false);
+        state.answered(one, now, false);
         assert!(!late(&state, now + seconds(119)) && late(&state, now + seconds(120)));
         now += seconds(119);
         state.heard(now);
@@ -235,12 +331,11 @@ mod tests {
     fn frames_without_a_request_do_not_keep_an_http2_connection() {
         let mut now = Instant::now();
         let mut state = state(true, now);
-        state.request();
-        state.request();
-        state.answered(now, false);
+        let (one, two) = (state.request(), state.request());
+        state.answered(one, now, false);
         now += seconds(3600);
         assert!(!late(&state, now), "one of two is still worked on");
-        state.answered(now, false);
+        state.answered(two, now, false);
         for _ in 0..12 {
             now += seconds(10);
             state.heard(now);
@@ -252,11 +347,11 @@ mod tests {
     fn at_shutdown_a_request_is_ended_and_a_connection_without_one_is_not_waited_for() {
         let mut now = Instant::now();
         let mut state = state(false, now);
-        state.request();
+        let one = state.request();
         state.close(now);
         now += seconds(60);
         assert!(!late(&state, now));
-        state.answered(now, false);
+        state.answered(one, now, false);
         assert!(late(&state, now + CLOSING));
     }
 
@@ -264,8 +359,29 @@ mod tests {
     fn where_places_are_scarce_an_idle_connection_gives_its_own_back() {
         let now = Instant::now();
         let mut state = state(false, now);
-        state.request();
-        state.answered(now, true);
+        let one = state.request();
+        state.answered(one, now, true);
         assert!(late(&state, now + CLOSING));
+    }
+
+    #[test]
+    fn an_answer_that_nobody_fetches_ends_its_connection_unless_another_gets_on() {
+        let mut now = Instant::now();
+        let mut state = state(true, now);
+        let (stuck, good) = (state.request(), state.request());
+        state.handed(stuck, 0, now);
+        now += seconds(60);
+        assert!(!late(&state, now), "the other is worked on");
+        state.handed(good, 0, now);
+        assert!(!late(&state, now + seconds(59)) && late(&state, now + seconds(60)));
+        now += seconds(59);
+        state.asked(good);
+        assert!(!late(&state, now + seconds(3600)), "an engine may take its time");
+        state.answered(good, now, false);
+        assert!(late(&state, now), "nothing but the one that is stuck");
+        state.asked(stuck);
+        // Much at once has the time of a slow line.
+        state.handed(stuck, 1 << 20, now);
+        assert!(!late(&state, now + seconds(123)) && late(&state, now + seconds(125)));
     }
 }

@@ -3,9 +3,9 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use axum::body::Body;
+use axum::body::HttpBody;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tracing::Instrument;
 
 use super::accept::Peer;
-use super::body::{Timed, With};
+use super::body::{Shares, Timed, With};
 use super::dialect::Dialect;
 use super::guard::TokenIssuer;
 use super::{Limits, Shared};
@@ -180,12 +180,9 @@ pub async fn request(State(shared): State<Shared>, mut request: Request, next: N
     response.map(|body| With::body(body, flight))
 }
 
-/// How long a request waits for its share of [`Limits::bodies`].
-const SHARE_WAIT: Duration = Duration::from_secs(5);
-
 /// Bodies that say that they are too large are refused unread; the others are counted while they are read. All bodies
-/// together have a limit too: as JSON in memory a body may take many times its length, and a valid token must not be
-/// enough to fill the memory.
+/// together have a limit too, of which each takes its share as it comes: as JSON in memory a body may take many times its
+/// length, and a valid token must not be enough to fill the memory.
 pub async fn body_limit(
     State((limits, bodies, dialect)): State<(Limits, Arc<Semaphore>, Dialect)>,
     request: Request,
@@ -198,15 +195,16 @@ pub async fn body_limit(
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         return response;
     }
-    let bodiless = length.is_none() && !request.headers().contains_key(header::TRANSFER_ENCODING);
     // A body of unknown length may be as long as any.
-    let bytes = if bodiless { 0 } else { length.unwrap_or(BODY_LIMIT as u64) };
-    let share = bodies.acquire_many(bytes as u32);
-    let Ok(share) = tokio::time::timeout(SHARE_WAIT, share).await else {
+    let unknown = if request.body().is_end_stream() { 0 } else { BODY_LIMIT as u64 };
+    let shares = Shares::new(bodies, limits.bodies, length.unwrap_or(unknown));
+    if shares.grow().await.is_err() {
         return dialect.crowded(limits.bodies);
-    };
-    let response = next.run(request.map(|body| Body::new(Timed::new(body, limits.body)))).await;
-    drop(share);
+    }
+    // Held until there is an answer: what was read is worked on until then.
+    let held = shares.clone();
+    let response = next.run(request.map(|body| held.body(Timed::new(body, limits.body)))).await;
+    drop(shares);
     response
 }
 

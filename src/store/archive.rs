@@ -184,7 +184,7 @@ pub fn entries(
         limits.budget.set(bytes.saturating_add(BLOCK));
         let stamp = stamp.map(|of| format!("{of}@{}", entry.raw_file_position()));
         let mut counted = Exact { inner: &mut entry, left: bytes };
-        take(&path, Offer { name: &path, bytes, stamp, read: &mut counted })?;
+        take(&path, Offer { name: &path, bytes, stamp, sum: None, read: &mut counted })?;
         // What was not wanted is passed over here, under the file's own budget.
         io::copy(&mut counted, &mut io::sink()).map_err(broken)?;
     }

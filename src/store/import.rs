@@ -242,8 +242,13 @@ impl<'a> Import<'a> {
 
     /// The file, if an import before read it and it has not changed since.
     fn known(&self, offer: &Offer<'_>) -> Option<FileEntry> {
-        let stamp = offer.stamp.as_ref()?;
-        let same = |line: &&Line| line.file.name == offer.name && line.stamp.as_ref() == Some(stamp);
+        let same = |line: &&Line| {
+            line.file.name == offer.name
+                && match offer.sum {
+                    Some(sum) => line.file.sha256 == sum,
+                    None => offer.stamp.is_some() && line.stamp == offer.stamp,
+                }
+        };
         let file = &self.journal.lines.iter().rev().find(same)?.file;
         let there = fs::metadata(self.store.blob(&file.sha256)).ok()?;
         (there.len() == file.bytes && file.bytes == offer.bytes).then(|| file.clone())
@@ -256,7 +261,7 @@ impl<'a> Import<'a> {
         kind: policy::Kind,
         at: &mut dyn FnMut(u64),
     ) -> Result<FileEntry, StoreError> {
-        let Offer { name, bytes, stamp, read } = offer;
+        let Offer { name, bytes, stamp, read, .. } = offer;
         let mut start = Vec::new();
         (&mut *read).take(START as u64).read_to_end(&mut start).map_err(|e| self.unreadable(name, &e))?;
         policy::by_start(kind, &start, bytes).map_err(|reason| StoreError::Refused {
@@ -370,7 +375,10 @@ impl<'a> Import<'a> {
         clear(&self.store.importing(&name))?;
         // The model that was replaced.
         clear(&ready)?;
-        self.store.sweep(self.lock)?;
+        // The model is there; bytes that nothing needs go the next time.
+        if let Err(e) = self.store.sweep(self.lock) {
+            watch.note(&format!("bytes that nothing needs may be left: {e}"));
+        }
         Ok(Imported { manifest, directory, unchanged: false })
     }
 

@@ -182,7 +182,10 @@ impl Store {
 
     fn entries(&self) -> Result<Vec<String>, StoreError> {
         match fs::read_dir(&self.root) {
-            Ok(entries) => Ok(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()),
+            Ok(entries) => entries
+                .filter_map(|entry| entry.map(|entry| entry.file_name().into_string().ok()).transpose())
+                .collect::<io::Result<_>>()
+                .map_err(StoreError::io(&self.root, "models cannot be listed")),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(e) => Err(StoreError::io(&self.root, "models cannot be listed")(e)),
         }
@@ -238,14 +241,27 @@ impl Store {
         self.sweep(lock)
     }
 
-    /// Removes bytes that no model and no import at work needs. How many those were.
+    /// Removes bytes that no model and no import at work needs. How many those were. What cannot be read may need any of
+    /// them: then nothing is removed.
     fn sweep(&self, _alone: &Lock) -> Result<u64, StoreError> {
         let mut needed = BTreeSet::new();
         // By the links and not by the manifests: one that is damaged must not cost a model its bytes.
         for model in self.entries()?.into_iter().filter(|entry| Self::name(entry).is_ok()) {
-            let files = fs::read_dir(self.root.join(model)).into_iter().flatten().flatten();
-            let targets = files.filter_map(|file| fs::read_link(file.path()).ok());
-            needed.extend(targets.filter_map(|to| Some(to.file_name()?.to_str()?.to_owned())));
+            let directory = self.root.join(model);
+            let files = match fs::read_dir(&directory) {
+                Ok(files) => files,
+                Err(e) if absent(&e) => continue,
+                Err(e) => return Err(StoreError::io(&directory, "what it needs cannot be read")(e)),
+            };
+            for file in files {
+                let path = file.map_err(StoreError::io(&directory, "what it needs cannot be read"))?.path();
+                match fs::read_link(&path) {
+                    Ok(to) => needed.extend(to.file_name().and_then(|sum| Some(sum.to_str()?.to_owned()))),
+                    // A file of its own is no link.
+                    Err(e) if e.kind() == io::ErrorKind::InvalidInput || absent(&e) => {}
+                    Err(e) => return Err(StoreError::io(&path, "what it needs cannot be read")(e)),
+                }
+            }
         }
         for half in self.halves()? {
             let journal = import::Journal::read(&self.importing(&half.name));
@@ -263,6 +279,11 @@ impl Store {
         }
         Ok(freed)
     }
+}
+
+/// Whether there is nothing, or no directory, rather than something that cannot be read.
+fn absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Removes a directory of ours, if it is there.

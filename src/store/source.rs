@@ -24,6 +24,8 @@ pub struct Offer<'a> {
     /// The same for the same bytes of the same file, changed when it is written to: what was read need not be read
     /// again. `None`: cannot be said.
     pub stamp: Option<String>,
+    /// What its sum must be, where that was signed: then nothing else tells whether it was read before.
+    pub sum: Option<&'a str>,
     pub read: &'a mut dyn Read,
 }
 
@@ -33,7 +35,7 @@ impl<'a> Offer<'a> {
     where
         'a: 'b,
     {
-        Offer { name, bytes: self.bytes, stamp: self.stamp, read: self.read }
+        Offer { name, bytes: self.bytes, stamp: self.stamp, sum: self.sum, read: self.read }
     }
 }
 
@@ -100,6 +102,7 @@ impl Source {
                         name: &found.name,
                         bytes: found.bytes,
                         stamp: Some(stamp),
+                        sum: None,
                         read: &mut file,
                     })?;
                 }

@@ -89,6 +89,40 @@ fn http2_carries_a_stream_and_many_requests_side_by_side() {
 }
 
 #[test]
+fn an_http2_client_that_reads_nothing_is_closed_however_often_it_pings() {
+    let authority = Authority::new();
+    let limits = Limits { unread: Duration::from_millis(300), ..Limits::default() };
+    let door = Door { tls: Some(tls(&authority, false)), ..Door::default() };
+    let site = Site::with(Options { limits, door, ..Options::default() });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let config = authority.trusting(&["h2"], None);
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(site.address).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(config);
+        let stream = connector.connect("hearth.test".try_into().unwrap(), stream).await.unwrap();
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(0);
+        let (client, mut connection) = builder.handshake::<_, bytes::Bytes>(stream).await.unwrap();
+        let mut pings = connection.ping_pong().unwrap();
+        let ended = tokio::spawn(connection);
+        let mut client = client.ready().await.unwrap();
+        // Without a credential, and without a byte of room for the answer that says so.
+        let ask = axum::http::Request::builder().uri("https://hearth.test/v1/models").body(()).unwrap();
+        let answer = client.send_request(ask, true).unwrap().0.await.unwrap();
+        assert_eq!(answer.status(), 401);
+        tokio::spawn(async move {
+            while pings.ping(h2::Ping::opaque()).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        // Left alone it would have been there for good.
+        let closed = tokio::time::timeout(Duration::from_secs(60), ended).await;
+        assert!(closed.is_ok(), "it held its connection for a minute");
+        drop((answer, client));
+    });
+}
+
+#[test]
 fn a_new_certificate_is_shown_to_new_connections_and_old_ones_go_on() {
     let authority = Authority::new();
     let tls = tls(&authority, false);

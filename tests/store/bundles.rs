@@ -207,6 +207,66 @@ fn a_bundle_in_parts_is_one_bundle() {
         .failed(2, &["--parts"]);
 }
 
+/// As if an install of what is at `bundle` had been killed right before its end: everything is copied, nothing published.
+fn cut_off(rig: &Rig, bundle: &str) {
+    let store = rig.models();
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(store.join("code/manifest.json")).unwrap()).unwrap();
+    fs::create_dir(store.join(".code.import")).unwrap();
+    let mut journal = String::new();
+    for file in manifest["files"].as_array().unwrap() {
+        let name = format!("models/code/{}", file["name"].as_str().unwrap());
+        let stamp = format!("{bundle}@{}", offset(bundle, &name));
+        journal += &format!("{}\n", serde_json::json!({"file": file, "stamp": stamp}));
+    }
+    fs::write(store.join(".code.import/journal"), journal).unwrap();
+    fs::remove_dir_all(store.join("code")).unwrap();
+}
+
+fn offset(bundle: &str, name: &str) -> u64 {
+    let mut archive = tar::Archive::new(fs::File::open(bundle).unwrap());
+    let mut entries = archive.entries().unwrap().flatten();
+    entries.find(|entry| entry.path().unwrap().to_str() == Some(name)).unwrap().raw_file_position()
+}
+
+#[test]
+fn an_install_that_was_cut_off_goes_on_with_its_own_bundle_and_not_with_another_of_that_name() {
+    use std::os::unix::fs::MetadataExt;
+    let rig = maker();
+    let bundle = make(&rig, "hearth.bundle", &[]);
+    let key = at(&rig, "site.pub");
+    let other = Rig::new();
+    let install = |bundle: &str| other.run(&["bundle", "install", bundle, "--key", &key, "--accept-license"]);
+    install(&bundle).well();
+    let weights = || fs::metadata(other.models().join("code/model.safetensors")).unwrap().ino();
+    let before = weights();
+    cut_off(&other, &bundle);
+    let moved = at(&rig, "moved.bundle");
+    fs::rename(&bundle, &moved).unwrap();
+    install(&moved).well();
+    assert_eq!(weights(), before, "what was copied is not copied again, wherever the bundle is now");
+
+    // Another bundle takes the place of the first: each file is where it was and as long, one has other bytes.
+    let text = fs::read_to_string(rig.path("code/LICENSE")).unwrap().replacen("Permission", "PERMISSION", 1);
+    let second = Rig::new();
+    let from = second.checkpoint("code");
+    fs::write(second.path("code/LICENSE"), &text).unwrap();
+    second.import(&from, &[]).well();
+    let (release, private) = (at(&rig, "release"), at(&rig, "site.key"));
+    let create =
+        ["bundle", "create", "-o", &bundle, "--model", "code", "--with", &release, "--sign", &private];
+    second.run(&create).well();
+    let licence = "models/code/LICENSE";
+    assert_eq!(offset(&bundle, licence), offset(&moved, licence), "or the test says nothing");
+    fs::rename(&bundle, at(&rig, "second")).unwrap();
+    fs::rename(&moved, &bundle).unwrap();
+    cut_off(&other, &bundle);
+    fs::rename(at(&rig, "second"), &bundle).unwrap();
+    install(&bundle).well();
+    assert_eq!(fs::read_to_string(other.models().join("code/LICENSE")).unwrap(), text);
+    other.run(&["models", "verify", "code"]).well();
+}
+
 trait Mode {
     fn mode_is(&self, mode: u32) -> bool;
 }

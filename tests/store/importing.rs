@@ -206,3 +206,25 @@ fn a_licence_that_forbids_production_is_said_wherever_the_model_is_named() {
     );
     rig.run(&["models", "catalog", "codestrl-22b"]).failed(4, &["did you mean codestral-22b?"]);
 }
+
+#[test]
+fn what_a_model_needs_stays_when_that_cannot_be_read() {
+    let rig = Rig::new();
+    let from = rig.checkpoint("m");
+    for name in ["a", "b"] {
+        rig.import(&from, &["--name", name]).well();
+    }
+    // Root reads every directory; what nobody reads is a link to itself.
+    let (a, away) = (rig.models().join("a"), rig.path("away"));
+    fs::rename(&a, &away).unwrap();
+    symlink("a", &a).unwrap();
+    rig.run(&["models", "remove", "b"]).failed(1, &["/a", "what it needs cannot be read"]);
+    rig.import(&from, &["--name", "c"]).well();
+    fs::remove_file(&a).unwrap();
+    fs::rename(&away, &a).unwrap();
+    rig.run(&["models", "verify", "a"]).well();
+    rig.run(&["models", "remove", "a"]).well();
+    rig.run(&["models", "verify", "c"]).well();
+    rig.run(&["models", "remove", "c"]).well();
+    assert_eq!(rig.stored(), [] as [String; 0]);
+}

@@ -10,8 +10,19 @@ use crate::rig::{Rig, files};
 
 const COMMIT: &str = "89abcdef0123456789abcdef0123456789abcdef";
 
+/// What a hub asks for and says.
+#[derive(Clone, Copy)]
+struct Says {
+    token: Option<&'static str>,
+    commit: &'static str,
+    /// Before the name of each file, as its version.
+    etag: &'static str,
+}
+
+const HONEST: Says = Says { token: None, commit: COMMIT, etag: "" };
+
 /// The routes of the hub that its client uses: what a repository holds, and its files in ranges.
-fn hub(token: Option<&'static str>) -> (String, Arc<Mutex<Vec<String>>>) {
+fn hub(says: Says) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let asked = Arc::new(Mutex::new(Vec::new()));
@@ -19,14 +30,14 @@ fn hub(token: Option<&'static str>) -> (String, Arc<Mutex<Vec<String>>>) {
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let log = log.clone();
-            std::thread::spawn(move || while answer(&stream, token, &log).is_some() {});
+            std::thread::spawn(move || while answer(&stream, says, &log).is_some() {});
         }
     });
     (address, asked)
 }
 
 /// Answers one request; `None` when there is no other.
-fn answer(stream: &TcpStream, token: Option<&str>, log: &Mutex<Vec<String>>) -> Option<()> {
+fn answer(stream: &TcpStream, says: Says, log: &Mutex<Vec<String>>) -> Option<()> {
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|n| *n > 0)?;
@@ -43,7 +54,7 @@ fn answer(stream: &TcpStream, token: Option<&str>, log: &Mutex<Vec<String>>) -> 
         }
     }
     log.lock().unwrap().push(path.clone());
-    let refused = token.is_some_and(|token| bearer != Some(format!("Bearer {token}")));
+    let refused = says.token.is_some_and(|token| bearer != Some(format!("Bearer {token}")));
     let mut more = files();
     more.push(("pytorch_model.bin", b"a pickle".to_vec()));
     more.push(("README.md", b"---\nlicense: mit\n---\n".to_vec()));
@@ -52,7 +63,7 @@ fn answer(stream: &TcpStream, token: Option<&str>, log: &Mutex<Vec<String>>) -> 
         ("401 Unauthorized", String::new(), Vec::new())
     } else if path == "/api/models/some/model/revision/main" {
         let siblings: Vec<_> = more.iter().map(|(name, _)| serde_json::json!({"rfilename": name})).collect();
-        let told = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
+        let told = serde_json::json!({"sha": says.commit, "siblings": siblings}).to_string();
         ("200 OK", "Content-Type: application/json\r\n".to_owned(), told.into_bytes())
     } else if let Some((name, bytes)) = file.and_then(|file| more.iter().find(|(name, _)| *name == file)) {
         let (from, to) = range.as_deref().unwrap_or("0-").split_once('-').unwrap();
@@ -61,7 +72,7 @@ fn answer(stream: &TcpStream, token: Option<&str>, log: &Mutex<Vec<String>>) -> 
         let range = format!("Content-Range: bytes {from}-{}/{}\r\n", to - 1, bytes.len());
         (
             "206 Partial Content",
-            format!("ETag: \"{name}-1\"\r\nx-repo-commit: {COMMIT}\r\n{range}"),
+            format!("ETag: \"{}{name}-1\"\r\nx-repo-commit: {COMMIT}\r\n{range}", says.etag),
             bytes[from..to].to_vec(),
         )
     } else {
@@ -74,7 +85,7 @@ fn answer(stream: &TcpStream, token: Option<&str>, log: &Mutex<Vec<String>>) -> 
 
 #[test]
 fn a_checkpoint_is_pulled_at_a_commit_and_taken_in() {
-    let (hub, asked) = hub(None);
+    let (hub, asked) = hub(HONEST);
     let rig = Rig::new();
     let pull = ["models", "pull", "some/model", "--endpoint", &hub];
     let said = rig.run(&pull).failed(1, &["the licence of some/model was not accepted"]);
@@ -96,7 +107,7 @@ fn a_checkpoint_is_pulled_at_a_commit_and_taken_in() {
 
 #[test]
 fn what_cannot_be_pulled_says_why() {
-    let (hub, _) = hub(Some("hf_secret_token"));
+    let (hub, _) = hub(Says { token: Some("hf_secret_token"), ..HONEST });
     let rig = Rig::new();
     let pull = ["models", "pull", "some/model", "--accept-license", "--endpoint", &hub];
     rig.run(&pull).failed(4, &["cannot be pulled", "agree to its licence at", "HF_TOKEN"]);
@@ -127,6 +138,34 @@ fn sources(directory: &Path, found: &mut Vec<(String, String)>) {
             found.push((path.display().to_string(), fs::read_to_string(&path).unwrap()));
         }
     }
+}
+
+#[test]
+fn what_a_hub_says_never_becomes_a_path_of_its_choice() {
+    for commit in ["../../../../elsewhere", "main", "89abcdef0123456789abcdef0123456789abcde/"] {
+        let (hub, asked) = hub(Says { commit, ..HONEST });
+        let rig = Rig::new();
+        rig.run(&["models", "pull", "some/model", "--accept-license", "--endpoint", &hub])
+            .failed(4, &["is not a commit", "do not use this hub"]);
+        assert_eq!(asked.lock().unwrap().len(), 1, "nothing else is asked of it");
+    }
+    let (hub, _) = hub(Says { etag: "../../../../", ..HONEST });
+    let rig = Rig::new();
+    rig.run(&["models", "pull", "some/model", "--accept-license", "--endpoint", &hub])
+        .failed(4, &["leads out of the directory of downloads", "do not use this hub"]);
+    assert!(!rig.models().join("model").exists());
+}
+
+#[test]
+fn the_token_does_not_leave_this_machine_in_the_clear() {
+    let rig = Rig::new();
+    for endpoint in
+        ["http://192.0.2.1", "http://hub.invalid", "http://localhost.invalid:80", "ftp://127.0.0.1"]
+    {
+        rig.run(&["models", "pull", "some/model", "--accept-license", "--endpoint", endpoint])
+            .failed(2, &["is not https", "HF_TOKEN"]);
+    }
+    rig.run(&["models", "pull", "some/model", "--endpoint", "hub"]).failed(2, &["is no URL"]);
 }
 
 /// The server cannot download: one file names the hub's client, and one verb leads to that file.
