@@ -2,9 +2,13 @@
 
 mod watched;
 
-use std::os::unix::fs::PermissionsExt;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
-use hearth::audit::check;
+use hearth::audit::{Who, check};
 use serde_json::{Value, json};
 use watched::{KEY, Watched, verb};
 
@@ -219,6 +223,120 @@ fn a_link_works_once_and_a_key_opens_the_door() {
     assert_eq!(record.matches("admin_login\"").count(), 2, "{record}");
     assert_eq!(record.matches("admin_login_refused").count(), 2, "{record}");
     assert!(!record.contains(KEY) && !record.contains("wrong"), "{record}");
+    // Who asked for the link is who has its session.
+    let asked = Who::user(std::fs::metadata(server.state()).unwrap().uid());
+    let by_link = record.lines().find(|line| line.contains("\"admin_login\"")).unwrap();
+    assert!(by_link.contains(&format!("\"who\":\"{asked}, console\"")), "{by_link}");
+}
+
+#[test]
+fn who_guesses_at_the_door_fills_no_log_and_shuts_nobody_out() {
+    let server = Watched::start(&[]);
+    let login = |query: &str, headers: &[(&str, &str)]| {
+        server.ask(&server.console, "GET", &format!("/login{query}"), headers, "")
+    };
+    let post =
+        |headers: &[(&str, &str)], body: &str| server.ask(&server.console, "POST", "/login", headers, body);
+    // A page of another site, open in the operator's browser.
+    let link = server.verb(&["console"]).out;
+    let path = link.trim().split_once(&server.console).unwrap().1;
+    let (token, from) = (path.strip_prefix("/login").unwrap(), [("sec-fetch-site", "cross-site")]);
+    for _ in 0..30 {
+        assert_eq!(login("?t=x", &from).status, 403);
+        assert_eq!(post(&from, "key=wrong").status, 403);
+    }
+    assert_eq!(login(token, &from).status, 403, "nor does it use up a link");
+    assert_eq!(login("", &from).status, 200, "the form is for everybody");
+    let refused = || {
+        let record = std::fs::read_to_string(server.state().join("audit.jsonl")).unwrap();
+        record.matches("admin_login_refused").count()
+    };
+    assert_eq!(refused(), 0);
+    // Somebody on this host who goes on until they must wait.
+    let mut counted = 0;
+    for (kind, enough) in [("link", 20), ("key", 2000)] {
+        for _ in 0..enough {
+            let reply = if kind == "link" { login("?t=x", &[]) } else { post(&[], "key=wrong") };
+            if reply.status == 429 {
+                assert!(reply.header("retry-after").is_some(), "{}", reply.head);
+                break;
+            }
+            assert_eq!(reply.status, 401);
+            counted += 1;
+        }
+    }
+    assert!((20..2000).contains(&counted), "{counted} guesses and no end");
+    assert_eq!(refused(), counted, "what comes while one must wait is not written down");
+    assert_eq!(login(token, &[]).status, 200, "a good link opens all the same");
+    let api = |key: &str| server.ask(&server.api, "GET", "/v1/models", &[("x-api-key", key)], "").status;
+    assert_eq!((api("wrong"), api(KEY)), (401, 200), "the API counts for itself");
+}
+
+#[test]
+fn a_form_that_does_not_come_ends() {
+    let server = Watched::start(&[("HEARTH__SERVER__BODY_TIMEOUT", "1")]);
+    let mut stream = TcpStream::connect(&server.console).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let head = format!("POST /login HTTP/1.1\r\nhost: {}\r\ncontent-length: 100\r\n\r\nkey=", server.console);
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).expect("an answer and the end of the connection");
+    let reply = String::from_utf8_lossy(&reply);
+    assert!(reply.starts_with("HTTP/1.1 408 "), "{reply}");
+    assert!(reply.contains("did not arrive in time"), "{reply}");
+    let record = std::fs::read_to_string(server.state().join("audit.jsonl")).unwrap();
+    assert!(!record.contains("admin_login_refused"), "it was no guess: {record}");
+}
+
+/// Whether a stream that has begun comes to its end.
+fn ends(mut stream: impl Read, end: Instant) -> bool {
+    let mut bytes = [0; 16 << 10];
+    while Instant::now() < end {
+        match stream.read(&mut bytes) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(e) => panic!("{e}"),
+        }
+    }
+    false
+}
+
+#[test]
+fn a_session_ends_with_its_first_key_and_streams_end_with_their_session_or_key() {
+    // No key of the settings: the first one is that of the state directory, and can be replaced.
+    let server = Watched::start(&[("HEARTH_KEY", "")]);
+    let (cookie, csrf) = server.session();
+    let open = |path: &str, header: &str| {
+        let mut stream = TcpStream::connect(&server.console).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nhost: {}\r\n{header}\r\nconnection: close\r\n\r\n",
+            server.console
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200", "{path}");
+        stream
+    };
+    let end = Instant::now() + Duration::from_secs(60);
+    let listening = open("/stream", &format!("cookie: {cookie}"));
+    let form = [("cookie", cookie.as_str()), ("content-type", "application/x-www-form-urlencoded")];
+    assert_eq!(server.ask(&server.console, "POST", "/logout", &form, &format!("csrf={csrf}")).status, 303);
+    assert!(ends(listening, end), "it goes on after signing out");
+
+    let key = std::fs::read_to_string(server.state().join("key")).unwrap();
+    let (cookie, _) = server.session();
+    let page = |path: &str| server.ask(&server.console, "GET", path, &[("cookie", &cookie)], "").status;
+    let by_session = open("/admin/status/stream", &format!("cookie: {cookie}"));
+    let by_key = open("/admin/status/stream", &format!("authorization: Bearer {}", key.trim()));
+    let mut rotate = Command::new(env!("CARGO_BIN_EXE_hearth"));
+    rotate.args(["keys", "rotate", "first", "--print"]).env_clear().env("STATE_DIRECTORY", server.state());
+    assert_eq!((page("/"), page("/login")), (200, 303));
+    assert!(rotate.output().unwrap().status.success());
+    assert!(ends(by_key, end) && ends(by_session, end), "they go on without a key");
+    assert_eq!(page("/"), 303);
+    assert_eq!(page("/login"), 200, "the door does not send back who has no session any more");
 }
 
 #[test]
@@ -264,6 +382,14 @@ fn a_key_made_at_the_console_opens_what_it_says_and_nothing_after_it_is_revoked(
     let refused = post("/keys", "name=&openai=on");
     assert_eq!(refused.status, 303);
     assert!(page().contains("No key was made"));
+    for (fields, words) in [
+        ("name=x&openai=on&requests=1O0", "“Requests a minute” is"),
+        ("name=x&requests=10", "tick at least one box"),
+    ] {
+        assert_eq!(post("/keys", fields).status, 303);
+        let page = page();
+        assert!(page.contains(words) && !page.contains("Revoke x"), "{fields}: {page}");
+    }
 }
 
 #[test]

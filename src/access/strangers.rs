@@ -58,7 +58,7 @@ impl Strangers {
 
     /// Seconds that an address must wait before it may guess again.
     pub fn must_wait(&self, peer: Option<IpAddr>) -> Option<u32> {
-        let (peer, now) = (household(peer?), self.ticks.now());
+        let (peer, now) = (place(peer?), self.ticks.now());
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let until = *state.as_ref()?.waiting.get(&peer)?;
         let left = until.checked_sub(now).filter(|left| !left.is_zero())?;
@@ -67,7 +67,7 @@ impl Strangers {
 
     /// Counts a failure. Seconds that the address must wait, if it was one too many.
     pub fn failed(&self, peer: Option<IpAddr>) -> Option<u32> {
-        let (peer, now) = (household(peer?), self.ticks.now());
+        let (peer, now) = (place(peer?), self.ticks.now());
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let watched = state.as_mut()?;
         match watched.buckets.check_key(&peer) {
@@ -91,6 +91,14 @@ impl Strangers {
             watched.buckets.shrink_to_fit();
             watched.waiting.retain(|_, until| *until > now);
         }
+    }
+}
+
+/// What counts as one. Whoever is on this host has all of its loopback addresses.
+fn place(peer: IpAddr) -> Ipv6Addr {
+    match peer.to_canonical().is_loopback() {
+        true => Ipv6Addr::LOCALHOST,
+        false => household(peer),
     }
 }
 
@@ -133,6 +141,10 @@ mod tests {
         }
         assert!(strangers.failed(from("2001:db8::ffff:1:2:3")).is_some());
         assert!(strangers.failed(from("2001:db8:0:1::1")).is_none());
+        for here in ["127.0.0.1", "127.7.7.7"] {
+            assert_eq!(strangers.failed(from(here)), None);
+        }
+        assert!(strangers.failed(from("127.255.255.254")).is_some());
     }
 
     #[test]

@@ -9,7 +9,9 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures::stream;
+use http_body_util::LengthLimitError;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
@@ -19,10 +21,11 @@ use super::{Admin, AdminError};
 use crate::access::Keys;
 use crate::access::grant::Record;
 use crate::audit::Who;
+use crate::console::guard::Listener;
 use crate::doctor;
 use crate::log::RECENT;
 use crate::log::prompts::{LONGEST, PROMPTS};
-use crate::openai::sse;
+use crate::openai::{BodyTimeout, caused_by, sse};
 
 /// Bytes of a body at most: none of them is long.
 pub const BODY: usize = 64 << 10;
@@ -33,12 +36,15 @@ pub async fn status(State(admin): At) -> Json<Status> {
     Json(Status::of(&admin))
 }
 
-/// The status once a second, for as long as anybody listens.
-pub async fn stream(State(admin): At) -> Response {
-    sse::response(stream::unfold((admin, Instant::now()), |(admin, next)| async move {
+/// The status once a second, for as long as somebody listens who may.
+pub async fn stream(State(admin): At, request: Request) -> Response {
+    let listener = Listener::of(&request);
+    sse::response(stream::unfold((admin, listener, Instant::now()), |(admin, listener, next)| async move {
         sleep_until(next).await;
-        let line = serde_json::to_string(&Status::of(&admin)).expect("bug: the status is JSON");
-        Some((line, (admin, next + Duration::from_secs(1))))
+        listener.may_stay(&admin).then(|| {
+            let line = serde_json::to_string(&Status::of(&admin)).expect("bug: the status is JSON");
+            (line, (admin, listener, next + Duration::from_secs(1)))
+        })
     }))
 }
 
@@ -174,7 +180,7 @@ pub async fn prompts_off(State(admin): At, Extension(who): Extension<Who>) -> Js
 }
 
 /// A way into the console that works once.
-pub async fn link(State(admin): At) -> Result<Json<Value>, AdminError> {
+pub async fn link(State(admin): At, Extension(who): Extension<Who>) -> Result<Json<Value>, AdminError> {
     let Some(address) = &admin.addresses.console else {
         return Err(AdminError::new(
             StatusCode::CONFLICT,
@@ -182,17 +188,28 @@ pub async fn link(State(admin): At) -> Result<Json<Value>, AdminError> {
             "set console.listen, like 127.0.0.1:5053, and restart the server",
         ));
     };
-    Ok(Json(json!({"url": format!("http://{address}/login?t={}", admin.sessions.link())})))
+    let link = admin.sessions.link(who, admin.shared.access.first());
+    Ok(Json(json!({"url": format!("http://{address}/login?t={link}")})))
 }
 
 pub async fn json_body(body: Body) -> Result<Value, AdminError> {
-    let bytes = to_bytes(body, BODY).await.map_err(|_| {
-        AdminError::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the body has more than {BODY} bytes"),
-            "send less",
-        )
-    })?;
-    serde_json::from_slice(&bytes)
+    serde_json::from_slice(&whole(body).await?)
         .map_err(|e| AdminError::wrong(format!("the body is not JSON: {e}"), "send a JSON object"))
+}
+
+/// All of a body.
+pub async fn whole(body: Body) -> Result<Bytes, AdminError> {
+    to_bytes(body, BODY).await.map_err(|e| {
+        let (status, what, fix) = match () {
+            () if caused_by::<BodyTimeout>(&e) => {
+                let fix = "send it at once; `server.body_timeout` is the time between two pieces of it";
+                (StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time".to_owned(), fix)
+            }
+            () if caused_by::<LengthLimitError>(&e) => {
+                (StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {BODY} bytes"), "send less")
+            }
+            () => (StatusCode::BAD_REQUEST, format!("the body broke off: {e}"), "send all of it"),
+        };
+        AdminError::new(status, what, fix)
+    })
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::access::{Class, Holder, Refusal};
+use crate::access::{Holder, Refusal};
 use crate::audit::{Audit, AuditError, Event, Who};
 use crate::config::{ConfigError, Settings};
 use crate::console::sessions::Sessions;
@@ -139,7 +139,7 @@ impl Admin {
 
     /// Whose key it is, if it may come in at the console.
     pub fn admin_key(&self, key: &str, peer: Option<IpAddr>) -> Result<Arc<Holder>, Refusal> {
-        Ok(self.shared.access.admit(Some(key), peer, Class::Admin)?.holder)
+        Ok(self.shared.access.admit_at_console(key, peer)?.holder)
     }
 
     /// Keeps what the doctor found, for the console's page.

@@ -2,15 +2,17 @@
 //! an [`Access`] does not compile; tests walk the same table.
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::StatusCode;
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_request};
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, delete, get, post};
 
 use super::endpoints as at;
 use super::{Admin, AdminError};
 use crate::console;
+use crate::server::body::Timed;
 use std::sync::Arc;
 
 /// Who may ask for a row. Where it changes something a session must also bring its token, so that no other page can
@@ -95,7 +97,10 @@ pub fn router(admin: &Arc<Admin>, door: Door) -> Router {
         };
         router = router.route(row.path, guarded);
     }
-    let router = router.fallback(elsewhere).with_state(admin.clone());
+    // A body that is announced and does not come must not keep its place: at the console nobody has said who they are.
+    let limit = admin.settings.front.limits.body;
+    let timed = move |request: Request| async move { request.map(|body| Body::new(Timed::new(body, limit))) };
+    let router = router.fallback(elsewhere).with_state(admin.clone()).layer(map_request(timed));
     match door {
         Door::Socket => router,
         Door::Console => {

@@ -15,8 +15,10 @@ pub enum Who {
     User { uid: u32, name: Option<String> },
     /// The holder of an API key: its public number and its name.
     Key { id: String, name: String },
-    /// A session of the console that a one-time link opened.
+    /// Somebody at the console who could not say who they are.
     Console,
+    /// A session of the console that a one-time link opened: who asked for the link.
+    Link(Box<Who>),
 }
 
 impl Who {
@@ -48,6 +50,7 @@ impl fmt::Display for Who {
             Who::User { uid, name: None } => write!(f, "user {uid}"),
             Who::Key { id, name } => write!(f, "key {id} ({name})"),
             Who::Console => f.write_str("console"),
+            Who::Link(who) => write!(f, "{who}, console"),
         }
     }
 }

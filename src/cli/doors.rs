@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{CliError, Exit};
 use crate::admin::routes::{Door, router};
 use crate::admin::{Addresses, Admin, socket};
+use crate::audit::Who;
 use crate::config::{Layers, Origin, Settings};
 use crate::console;
 use crate::reload::Reload;
@@ -47,7 +48,7 @@ pub async fn open(
             // The link lets in whoever has it, so it goes to a person and never into a journal.
             match io::stderr().is_terminal() {
                 true => {
-                    let link = admin.sessions.link();
+                    let link = admin.sessions.link(Who::caller(), admin.shared.access.first());
                     eprintln!(
                         "console: http://{address}/login?t={link}  (works once; another: hearth console)"
                     );

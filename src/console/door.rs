@@ -11,24 +11,28 @@ use maud::html;
 
 use super::sessions::COOKIE;
 use super::{forms, guard, layout};
-use crate::access::{FIRST, Refusal};
+use crate::access::{Class, Known, Refusal};
 use crate::admin::Admin;
 use crate::admin::endpoints::{blocking, parameter};
 use crate::audit::{Event, Who};
 use crate::server::accept::Peer;
 
-/// `/login`, and with `?t=` the link.
+/// `/login`, and with `?t=` the link. A good link opens however often others were wrong: nobody guesses 256 bits, and
+/// who runs this server must not be shut out by whoever else is on its host.
 pub async fn page(State(admin): State<Arc<Admin>>, request: Request) -> Response {
+    let (peer, access) = (peer(&request), &admin.shared.access);
     match parameter(&request, "t") {
-        Some(token) if admin.sessions.take(&token) => {
-            enter(&admin, (Who::Console, FIRST), "link", peer(&request)).await
-        }
-        Some(_) => {
-            refused(&admin, "link", peer(&request)).await;
-            let why = "That link is used up or older than 10 minutes.";
-            (StatusCode::UNAUTHORIZED, form(Some(why))).into_response()
-        }
-        None if guard::cookie(request.headers()).is_some_and(|c| admin.sessions.find(c).is_some()) => {
+        Some(_) if sent_by_another_site(&request) => elsewhere(),
+        Some(token) => match admin.sessions.take(&token) {
+            Some((who, key)) if access.still(&key, peer, Class::Admin).is_ok() => {
+                enter(&admin, who, key, "link", peer).await
+            }
+            _ => {
+                let why = "That link is used up or older than 10 minutes.";
+                refused(&admin, "link", peer, why, access.failed_at_console(peer)).await
+            }
+        },
+        None if guard::session(&admin, request.headers(), peer).is_some() => {
             Redirect::to("/").into_response()
         }
         None => form(None).into_response(),
@@ -36,21 +40,41 @@ pub async fn page(State(admin): State<Arc<Admin>>, request: Request) -> Response
 }
 
 pub async fn login(State(admin): State<Arc<Admin>>, request: Request) -> Response {
+    if sent_by_another_site(&request) {
+        return elsewhere();
+    }
     let peer = peer(&request);
-    let fields = forms::fields(request).await;
+    let fields = match forms::fields(request).await {
+        Ok(fields) => fields,
+        Err(unread) => return unread.into_response(),
+    };
     let key = fields.get("key").map_or("", |key| key.trim());
     match admin.admin_key(key, peer) {
-        Ok(holder) => enter(&admin, (holder.who(), &holder.id), "key", peer).await,
+        Ok(holder) => enter(&admin, holder.who(), holder.known(), "key", peer).await,
         Err(refusal) => {
-            refused(&admin, "key", peer).await;
+            let wait = match refusal {
+                Refusal::Stranger { retry_after } => Some(retry_after),
+                // Counted where it was compared.
+                Refusal::None | Refusal::Wrong => None,
+                _ => admin.shared.access.failed_at_console(peer),
+            };
             let why = match refusal {
                 Refusal::Class { .. } => "That key has not the scope admin.",
-                Refusal::Stranger { .. } => "Too many wrong keys came from this address; wait a minute.",
                 _ => "That is not a key of this server that may be used here and now.",
             };
-            (StatusCode::UNAUTHORIZED, form(Some(why))).into_response()
+            refused(&admin, "key", peer, why, wait).await
         }
     }
+}
+
+/// Whether a page of another site made the browser ask. It may show the form; what is tried there counts for nobody.
+fn sent_by_another_site(request: &Request) -> bool {
+    request.headers().get("sec-fetch-site").is_some_and(|site| site == "cross-site")
+}
+
+fn elsewhere() -> Response {
+    let why = "Another site sent your browser here. Copy the link into the address bar, or sign in below.";
+    (StatusCode::FORBIDDEN, form(Some(why))).into_response()
 }
 
 fn peer(request: &Request) -> Option<IpAddr> {
@@ -61,17 +85,23 @@ fn address(peer: Option<IpAddr>) -> String {
     peer.map(|peer| peer.to_string()).unwrap_or_default()
 }
 
-/// Somebody tried.
-async fn refused(admin: &Admin, by: &str, peer: Option<IpAddr>) {
+/// Somebody tried. What comes while the address must wait is not written down: the logs must not grow with it.
+async fn refused(admin: &Admin, by: &str, peer: Option<IpAddr>, why: &str, wait: Option<u32>) -> Response {
+    if let Some(wait) = wait {
+        let why = format!("Too many wrong keys and links came from this address; wait {wait} s.");
+        let retry = [(header::RETRY_AFTER, wait.to_string())];
+        return (StatusCode::TOO_MANY_REQUESTS, retry, form(Some(&why))).into_response();
+    }
     let peer = address(peer);
     tracing::warn!(by, peer, "refused at the console");
     let (audit, event) = (admin.audit.clone(), Event::AdminLoginRefused { by: by.to_owned(), peer });
     blocking(move || audit.note(&Who::Console, &event)).await;
+    (StatusCode::UNAUTHORIZED, form(Some(why))).into_response()
 }
 
 /// The next page is asked for by this one, not by a redirect: a browser that followed a link from elsewhere would not
 /// send a strict cookie along with it.
-async fn enter(admin: &Admin, (who, key): (Who, &str), by: &str, peer: Option<IpAddr>) -> Response {
+async fn enter(admin: &Admin, who: Who, key: Known, by: &str, peer: Option<IpAddr>) -> Response {
     let cookie = admin.sessions.open(who.clone(), key);
     let event = Event::AdminLogin { by: by.to_owned(), peer: address(peer) };
     let audit = admin.audit.clone();

@@ -5,24 +5,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::body::to_bytes;
 use axum::extract::{Request, State};
 use axum::response::Redirect;
 use tokio::task::spawn_blocking;
 
 use super::sessions::Session;
-use crate::admin::Admin;
-use crate::admin::endpoints::{BODY, blocking};
+use crate::admin::endpoints::{blocking, whole};
 use crate::admin::status::minutes;
+use crate::admin::{Admin, AdminError};
 use crate::audit::Who;
 
 type At = State<Arc<Admin>>;
 type By = (Extension<Arc<Session>>, Extension<Who>);
 
-/// The fields of a form; none if it cannot be read.
-pub async fn fields(request: Request) -> HashMap<String, String> {
-    let body = to_bytes(request.into_body(), BODY).await.unwrap_or_default();
-    url::form_urlencoded::parse(&body).into_owned().collect()
+/// The fields of a form.
+pub async fn fields(request: Request) -> Result<HashMap<String, String>, AdminError> {
+    let body = whole(request.into_body()).await?;
+    Ok(url::form_urlencoded::parse(&body).into_owned().collect())
 }
 
 pub async fn reload(State(admin): At, (session, Extension(who)): By) -> Redirect {
@@ -44,8 +43,12 @@ pub async fn drain(State(admin): At, (session, Extension(who)): By) -> Redirect 
 }
 
 /// `minutes` from 1 on, or 0 for off.
-pub async fn prompts(State(admin): At, (session, Extension(who)): By, request: Request) -> Redirect {
-    let fields = fields(request).await;
+pub async fn prompts(
+    State(admin): At,
+    (session, Extension(who)): By,
+    request: Request,
+) -> Result<Redirect, AdminError> {
+    let fields = fields(request).await?;
     match fields.get("minutes").and_then(|text| text.parse::<u64>().ok()).filter(|n| *n <= 1440) {
         Some(0) => {
             blocking(move || admin.stop_logging_prompts(&who)).await;
@@ -63,5 +66,5 @@ pub async fn prompts(State(admin): At, (session, Extension(who)): By, request: R
         }
         None => session.tell(false, "For how long? From 1 to 1440 minutes."),
     }
-    Redirect::to("/")
+    Ok(Redirect::to("/"))
 }

@@ -4,9 +4,10 @@
 //! it asked for must be one of this console's (a name that was rebound to 127.0.0.1 is not), the cookie is `SameSite=
 //! Strict`, and a change must bring the session's own token.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -14,8 +15,8 @@ use axum::response::{IntoResponse, Redirect, Response};
 use subtle::ConstantTimeEq;
 
 use super::sessions::{COOKIE, Session};
-use crate::access::Class;
-use crate::admin::endpoints::BODY;
+use crate::access::{Class, Known};
+use crate::admin::endpoints::whole;
 use crate::admin::routes::Access;
 use crate::admin::{Admin, AdminError};
 use crate::openai::error::ApiError;
@@ -68,9 +69,44 @@ pub fn cookie(headers: &HeaderMap) -> Option<&str> {
     pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| value)
 }
 
-/// The id of the key behind a request.
+/// The key behind a request.
 #[derive(Clone)]
-pub struct ByKey(pub String);
+pub struct ByKey(pub Known);
+
+/// The session of a request, which is in use by that. A session ends with its key.
+pub fn session(admin: &Admin, headers: &HeaderMap, peer: Option<IpAddr>) -> Option<Arc<Session>> {
+    let session = admin.sessions.find(cookie(headers)?)?;
+    admin.shared.access.still(&session.key, peer, Class::Admin).ok().map(|_| session)
+}
+
+/// Who listens to a stream. Nothing is asked for while it runs, so that it does not count as use.
+pub struct Listener {
+    /// The cookie, where it was a session that let them in.
+    cookie: Option<String>,
+    /// None at the socket, which was theirs to open.
+    key: Option<Known>,
+    peer: Option<IpAddr>,
+}
+
+impl Listener {
+    /// Of a request that was let in.
+    pub fn of(request: &Request) -> Self {
+        let extensions = request.extensions();
+        let session = extensions.get::<Arc<Session>>();
+        Self {
+            cookie: session.and_then(|_| cookie(request.headers())).map(str::to_owned),
+            key: extensions.get::<ByKey>().map(|key| key.0.clone()),
+            peer: extensions.get::<Peer>().map(|peer| peer.0),
+        }
+    }
+
+    /// Whether the session was not closed and the key is still good.
+    pub fn may_stay(&self, admin: &Admin) -> bool {
+        let access = &admin.shared.access;
+        self.cookie.as_ref().is_none_or(|cookie| admin.sessions.lives(cookie))
+            && self.key.as_ref().is_none_or(|key| access.lasts(key, self.peer, Class::Admin).is_ok())
+    }
+}
 
 /// Lets a request through to its row, or not.
 pub async fn check(
@@ -82,11 +118,7 @@ pub async fn check(
         return next.run(request).await;
     }
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
-    let session = cookie(request.headers()).and_then(|cookie| admin.sessions.find(cookie));
-    // A session ends with its key.
-    let session =
-        session.filter(|session| admin.shared.access.still(&session.key, peer, Class::Admin).is_ok());
-    if let Some(session) = session {
+    if let Some(session) = session(&admin, request.headers(), peer) {
         let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
         if changes {
             request = match with_token(request, &session).await {
@@ -106,7 +138,7 @@ pub async fn check(
         match admin.admin_key(&key.unwrap_or_default(), peer) {
             Ok(holder) => {
                 request.extensions_mut().insert(holder.who());
-                request.extensions_mut().insert(ByKey(holder.id.clone()));
+                request.extensions_mut().insert(ByKey(holder.known()));
                 return next.run(request).await;
             }
             Err(refusal) => return ApiError::from(refusal).into_response(),
@@ -130,7 +162,7 @@ async fn with_token(request: Request, session: &Session) -> Result<Request, Admi
         return Ok(request);
     }
     let (parts, body) = request.into_parts();
-    let body = to_bytes(body, BODY).await.unwrap_or_default();
+    let body = whole(body).await?;
     if url::form_urlencoded::parse(&body).any(|(name, value)| name == "csrf" && is(&value)) {
         return Ok(Request::from_parts(parts, Body::from(body)));
     }

@@ -1,5 +1,6 @@
 //! The keys' page: who may call, made and revoked. A new key's text is shown in the answer that made it, and never again.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -13,10 +14,14 @@ use super::{forms, layout};
 use crate::access::change::Wanted;
 use crate::access::grant::{Record, State as Standing};
 use crate::access::{Class, Keys};
-use crate::admin::Admin;
 use crate::admin::endpoints::blocking;
 use crate::admin::status::minutes;
+use crate::admin::{Admin, AdminError};
 use crate::audit::Who;
+
+/// Until a key expires that nobody has chosen a time for, and the longest time that can be chosen.
+const DAYS: i64 = 90;
+const MOST_DAYS: i64 = 3650;
 
 type At = State<Arc<Admin>>;
 
@@ -125,44 +130,71 @@ fn ago(used: Option<i64>, now: Timestamp) -> String {
     }
 }
 
+/// What a form asks for. What cannot be read is refused: a limit that somebody mistyped must not become none.
+fn wanted(fields: &HashMap<String, String>) -> Result<Wanted, String> {
+    let text = |name: &str| fields.get(name).map_or("", |text| text.trim()).to_owned();
+    let list = |name: &str| -> Vec<String> {
+        text(name).split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect()
+    };
+    let number = |name: &str, label: &str| {
+        match text(name).as_str() {
+        "" => Ok(None),
+        text => text.parse::<u32>().map(Some).map_err(|_| {
+            format!(
+                "“{label}” is {text:?}. Fix: write a whole number from 0 (any number) to {}, or nothing for what the \
+                 settings say",
+                u32::MAX
+            )
+        }),
+    }
+    };
+    let days = match text("days").as_str() {
+        "" => DAYS,
+        text => text
+            .parse::<i64>()
+            .ok()
+            .filter(|days| (0..=MOST_DAYS).contains(days))
+            .ok_or_else(|| format!("“Expires” is {text:?}. Fix: choose 0 (never) to {MOST_DAYS} days"))?,
+    };
+    let classes = Class::WORDS.iter().filter(|(word, _)| fields.contains_key(*word));
+    let classes: Vec<Class> = classes.map(|(_, class)| *class).collect();
+    if classes.is_empty() {
+        return Err("it would open nothing. Fix: tick at least one box of “Opens”".to_owned());
+    }
+    Ok(Wanted {
+        name: text("name"),
+        owner: text("owner"),
+        classes,
+        models: list("models"),
+        addresses: list("addresses"),
+        expires: (days > 0).then(|| Timestamp::now() + (24 * days).hours()),
+        requests: number("requests", "Requests a minute")?,
+        tokens: number("tokens", "Tokens a minute")?,
+        concurrent: number("concurrent", "At the same time")?,
+    })
+}
+
 pub async fn create(
     State(admin): At,
     Extension(session): Extension<Arc<Session>>,
     Extension(who): Extension<Who>,
     request: Request,
-) -> Response {
-    let fields = forms::fields(request).await;
-    let text = |name: &str| fields.get(name).map_or("", |text| text.trim()).to_owned();
-    let list = |name: &str| -> Vec<String> {
-        text(name).split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect()
+) -> Result<Response, AdminError> {
+    let refused = |why: String| {
+        session.tell(false, format!("No key was made: {why}."));
+        Ok(Redirect::to("/keys").into_response())
     };
-    let number = |name: &str| text(name).parse::<u32>().ok();
-    let days = text("days").parse::<i64>().unwrap_or(90).clamp(0, 3650);
-    let wanted = Wanted {
-        name: text("name"),
-        owner: text("owner"),
-        classes: Class::WORDS
-            .iter()
-            .filter(|(w, _)| fields.contains_key(*w))
-            .map(|(_, class)| *class)
-            .collect(),
-        models: list("models"),
-        addresses: list("addresses"),
-        expires: (days > 0).then(|| Timestamp::now() + (24 * days).hours()),
-        requests: number("requests"),
-        tokens: number("tokens"),
-        concurrent: number("concurrent"),
+    let wanted = match wanted(&forms::fields(request).await?) {
+        Ok(wanted) => wanted,
+        Err(why) => return refused(why),
     };
     let keys = Keys::at(&admin.settings.state_dir);
     match blocking(move || keys.create(&who, &wanted)).await {
         Ok((record, key)) => {
             let text = key.expose().to_owned();
-            show(&admin, &session, Some((record, text))).await.into_response()
+            Ok(show(&admin, &session, Some((record, text))).await.into_response())
         }
-        Err(e) => {
-            session.tell(false, format!("No key was made: {e}. Fix: {}.", e.fix()));
-            Redirect::to("/keys").into_response()
-        }
+        Err(e) => refused(format!("{e}. Fix: {}", e.fix())),
     }
 }
 
@@ -171,8 +203,8 @@ pub async fn revoke(
     Extension(session): Extension<Arc<Session>>,
     Extension(who): Extension<Who>,
     request: Request,
-) -> Redirect {
-    let id = forms::fields(request).await.remove("id").unwrap_or_default();
+) -> Result<Redirect, AdminError> {
+    let id = forms::fields(request).await?.remove("id").unwrap_or_default();
     let keys = Keys::at(&admin.settings.state_dir);
     match blocking(move || keys.revoke(&who, &id)).await {
         Ok(records) => {
@@ -181,5 +213,34 @@ pub async fn revoke(
         }
         Err(e) => session.tell(false, format!("Nothing was revoked: {e}. Fix: {}.", e.fix())),
     }
-    Redirect::to("/keys")
+    Ok(Redirect::to("/keys"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(fields: &[(&str, &str)]) -> Result<Wanted, String> {
+        wanted(&fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    }
+
+    #[test]
+    fn what_is_left_empty_is_the_default_and_what_cannot_be_read_is_refused() {
+        let good = [("name", "ci"), ("openai", "on"), ("requests", " 7 "), ("tokens", ""), ("days", "0")];
+        let wanted = of(&good).unwrap();
+        assert_eq!((wanted.requests, wanted.tokens, wanted.concurrent), (Some(7), None, None));
+        assert_eq!((wanted.classes, wanted.expires), (vec![Class::OpenAi], None));
+        assert!(of(&good[..2]).unwrap().expires.is_some(), "a key does not live for ever by itself");
+        for (name, value, words) in [
+            ("requests", "1O0", "“Requests a minute” is \"1O0\""),
+            ("tokens", "-1", "“Tokens a minute” is \"-1\""),
+            ("concurrent", "4294967296", "to 4294967295"),
+            ("days", "a year", "“Expires” is \"a year\""),
+            ("days", "99999", "to 3650 days"),
+        ] {
+            let error = of(&[("name", "ci"), ("openai", "on"), (name, value)]).unwrap_err();
+            assert!(error.contains(words), "{name}={value}: {error}");
+        }
+        assert!(of(&[("name", "ci")]).unwrap_err().contains("tick at least one"));
+    }
 }

@@ -70,7 +70,7 @@ pub fn bare(title: &str, body: Markup) -> Html<String> {
 fn name(who: &Who) -> String {
     match who {
         Who::Key { name, .. } => name.clone(),
-        Who::Console => "one-time link".to_owned(),
+        Who::Link(who) => name(who),
         other => other.to_string(),
     }
 }

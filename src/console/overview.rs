@@ -14,8 +14,9 @@ use maud::{Markup, html};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
+use super::guard::Listener;
+use super::layout;
 use super::sessions::Session;
-use super::{guard, layout};
 use crate::admin::Admin;
 use crate::admin::status::{Figures, ModelStatus, Status, UpstreamStatus, minutes};
 use crate::log::recent::Trouble;
@@ -54,10 +55,12 @@ pub async fn page(
 
 /// The page's pieces and the charts' newest second, once a second while the session lasts.
 pub async fn stream(State(admin): State<Arc<Admin>>, request: Request) -> Response {
-    let cookie = guard::cookie(request.headers()).unwrap_or_default().to_owned();
-    sse::response(stream::unfold((admin, cookie, Instant::now()), |(admin, cookie, next)| async move {
+    let listener = Listener::of(&request);
+    sse::response(stream::unfold((admin, listener, Instant::now()), |(admin, listener, next)| async move {
         sleep_until(next).await;
-        admin.sessions.find(&cookie)?;
+        if !listener.may_stay(&admin) {
+            return None;
+        }
         let status = Status::of(&admin);
         let mut pieces = serde_json::Map::new();
         let mut piece = |name: &str, markup: Markup| {
@@ -78,7 +81,7 @@ pub async fn stream(State(admin): State<Arc<Admin>>, request: Request) -> Respon
             "kv": [now.kv_ratio * 100.0],
             "first": [now.first_token_ms.p95],
         });
-        Some((line.to_string(), (admin, cookie, next + Duration::from_secs(1))))
+        Some((line.to_string(), (admin, listener, next + Duration::from_secs(1))))
     }))
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use crate::access::Known;
 use crate::audit::Who;
 
 /// A link must be opened this soon.
@@ -34,10 +35,11 @@ fn token() -> String {
 
 /// One browser.
 pub struct Session {
-    /// The holder of a key, or whoever had a link.
+    /// The holder of a key, or who asked for the link.
     pub who: Who,
-    /// Whose limits count in the playground: the key's, or the first one's.
-    pub key: String,
+    /// The key that it came in with; with a link the first one as it was then. The session ends with it, and its limits
+    /// count in the playground.
+    pub key: Known,
     /// What a form or a script must send with a change.
     pub csrf: String,
     began: Instant,
@@ -62,45 +64,46 @@ impl Session {
     }
 }
 
+/// A way in that somebody asked for.
+struct Link {
+    who: Who,
+    key: Known,
+    until: Instant,
+}
+
 #[derive(Default)]
 pub struct Sessions {
-    links: Mutex<HashMap<Hash, Instant>>,
+    links: Mutex<HashMap<Hash, Link>>,
     sessions: Mutex<HashMap<Hash, Arc<Session>>>,
 }
 
 impl Sessions {
-    /// A token for a link that works once.
-    pub fn link(&self) -> String {
+    /// A token for a link that works once. `key` is the first one: the link and its session end with it.
+    pub fn link(&self, who: Who, key: Known) -> String {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        links.retain(|_, until| now < *until);
+        links.retain(|_, link| now < link.until);
         if links.len() >= MOST
-            && let Some(oldest) = links.iter().min_by_key(|(_, until)| **until).map(|(hash, _)| *hash)
+            && let Some(oldest) = links.iter().min_by_key(|(_, link)| link.until).map(|(hash, _)| *hash)
         {
             links.remove(&oldest);
         }
         let token = token();
-        links.insert(hash(&token), now + LINK);
+        links.insert(hash(&token), Link { who, key, until: now + LINK });
         token
     }
 
-    /// Whether the link is good; it is not a second time.
-    pub fn take(&self, token: &str) -> bool {
-        let until = self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash(token));
-        until.is_some_and(|until| Instant::now() < until)
+    /// Who has the session that the link opens, and the key behind it. It is not good a second time.
+    pub fn take(&self, token: &str) -> Option<(Who, Known)> {
+        let link = self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash(token))?;
+        (Instant::now() < link.until).then(|| (Who::Link(Box::new(link.who)), link.key))
     }
 
     /// The cookie of a new session.
-    pub fn open(&self, who: Who, key: &str) -> String {
+    pub fn open(&self, who: Who, key: Known) -> String {
         let (cookie, now) = (token(), Instant::now());
-        let session = Session {
-            who,
-            key: key.to_owned(),
-            csrf: token(),
-            began: now,
-            used: Mutex::new(now),
-            told: Mutex::default(),
-        };
+        let session =
+            Session { who, key, csrf: token(), began: now, used: Mutex::new(now), told: Mutex::default() };
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.retain(|_, session| session.lives(now));
         if sessions.len() >= MOST
@@ -115,13 +118,18 @@ impl Sessions {
     /// The session of a cookie, which is thereby in use.
     pub fn find(&self, cookie: &str) -> Option<Arc<Session>> {
         let now = Instant::now();
-        let session =
-            self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get(&hash(cookie)).cloned()?;
-        if !session.lives(now) {
-            return None;
-        }
+        let session = self.get(cookie).filter(|session| session.lives(now))?;
         *session.used.lock().unwrap_or_else(PoisonError::into_inner) = now;
         Some(session)
+    }
+
+    /// Whether a cookie's session goes on. It is not in use by that.
+    pub fn lives(&self, cookie: &str) -> bool {
+        self.get(cookie).is_some_and(|session| session.lives(Instant::now()))
+    }
+
+    fn get(&self, cookie: &str) -> Option<Arc<Session>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get(&hash(cookie)).cloned()
     }
 
     pub fn close(&self, cookie: &str) {
@@ -132,31 +140,55 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::{Access, FirstKey};
+    use crate::config::Origin;
+    use crate::config::state::Secret;
+
+    fn first() -> Known {
+        let text = Secret::checked("0123456789abcdef", &Origin::Default).unwrap();
+        Access::single(FirstKey::chosen(text)).first()
+    }
 
     #[test]
     fn a_link_works_once_and_a_session_until_it_is_closed() {
         let sessions = Sessions::default();
-        let link = sessions.link();
-        assert!(!sessions.take("another"));
-        assert!(sessions.take(&link));
-        assert!(!sessions.take(&link), "a second time");
-        let cookie = sessions.open(Who::Console, "first");
-        assert_eq!(sessions.find(&cookie).unwrap().who, Who::Console);
+        let ada = Who::User { uid: 1000, name: Some("ada".to_owned()) };
+        let link = sessions.link(ada, first());
+        assert!(sessions.take("another").is_none());
+        let (who, key) = sessions.take(&link).unwrap();
+        assert_eq!((who.to_string().as_str(), &key), ("user ada (1000), console", &first()));
+        assert!(sessions.take(&link).is_none(), "a second time");
+        let cookie = sessions.open(who.clone(), key);
+        assert_eq!(sessions.find(&cookie).unwrap().who, who);
         assert!(sessions.find(&link).is_none());
+        assert!(sessions.lives(&cookie));
         sessions.close(&cookie);
-        assert!(sessions.find(&cookie).is_none());
+        assert!(sessions.find(&cookie).is_none() && !sessions.lives(&cookie));
     }
 
     #[test]
     fn sessions_end_by_themselves_and_the_oldest_gives_way() {
         let sessions = Sessions::default();
-        let first = sessions.open(Who::Console, "first");
-        let session = sessions.find(&first).unwrap();
+        let oldest = sessions.open(Who::Console, first());
+        let session = sessions.find(&oldest).unwrap();
         assert!(session.lives(Instant::now()));
         assert!(!session.lives(Instant::now() + IDLE));
         for _ in 0..MOST {
-            sessions.open(Who::Console, "first");
+            sessions.open(Who::Console, first());
         }
-        assert!(sessions.find(&first).is_none());
+        assert!(sessions.find(&oldest).is_none());
+    }
+
+    #[test]
+    fn who_only_listens_does_not_use_a_session() {
+        let sessions = Sessions::default();
+        let cookie = sessions.open(Who::Console, first());
+        let session = sessions.find(&cookie).unwrap();
+        let used = *session.used.lock().unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(sessions.lives(&cookie));
+        assert_eq!(*session.used.lock().unwrap(), used);
+        sessions.find(&cookie).unwrap();
+        assert!(*session.used.lock().unwrap() > used);
     }
 }

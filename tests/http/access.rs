@@ -1,12 +1,14 @@
 //! Keys as callers meet them: every route with every kind of credential, what a key opens, how much of it, and when.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hearth::access::change::Wanted;
-use hearth::access::{Access, Amounts, Class, Keys, Quotas};
+use hearth::access::{Access, Amounts, Class, FirstKey, Keys, Quotas};
 use hearth::audit::Who;
+use hearth::config::{Layers, Origin, Settings};
 use hearth::engine::clock::Manual;
 use hearth::server::guard::Access as Asks;
 use hearth::server::routes::table;
@@ -332,6 +334,55 @@ fn a_file_of_keys_that_is_wrong_changes_nothing_and_is_told() {
     let again: Value = serde_json::from_str(&std::fs::read_to_string(rig.keys.path()).unwrap()).unwrap();
     assert_eq!((&again["version"], &again["colour"]), (&json!(7), &json!("blue")));
     assert_eq!(again["keys"][0]["shape"], "round");
+}
+
+#[test]
+fn a_session_of_the_first_key_ends_when_another_takes_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = || FirstKey::of_state(directory.path()).unwrap().0;
+    let access = Access::open(state(), directory.path(), Quotas::default()).unwrap();
+    let keys = Keys::at(directory.path());
+    let of_key = access.recognise(Some(state().expose()), None).unwrap().known();
+    let still = |known| access.still(known, None, Class::Admin).is_ok();
+    assert_eq!(of_key, access.first());
+    keys.create(&Who::Server, &named("other")).unwrap();
+    assert!(access.refresh().unwrap() && still(&of_key), "it is the same key");
+    keys.rotate_first(&Who::Server).unwrap();
+    assert!(access.refresh().unwrap());
+    assert!(!still(&of_key), "its text is another one");
+    let new = access.recognise(Some(state().expose()), None).unwrap().known();
+    assert!(still(&new) && new == access.first() && new != of_key);
+}
+
+#[test]
+fn what_a_reload_brings_is_not_undone_by_a_look_at_the_files_that_began_before_it() {
+    let rig = Rig::start(Quotas::default());
+    let key = rig.key(&named("ci"));
+    let mut layers = Layers::new();
+    let path = rig.keys.path();
+    let state = path.parent().unwrap().display();
+    let text = format!("[server]\nkey = \"{KEY}\"\nstate_dir = \"{state}\"\n[limits]\nkey_requests = 1\n");
+    layers.toml(&text, &Origin::Default).unwrap();
+    let reload = rig.access.prepare(&Settings::of(&layers).unwrap()).unwrap();
+    // A file that is read for as long as this test wants.
+    let text = std::fs::read(&path).unwrap();
+    let aside = path.with_extension("aside");
+    std::fs::rename(&path, &aside).unwrap();
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let access = rig.access.clone();
+    let look = std::thread::spawn(move || access.refresh().unwrap());
+    let mut slow = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::fs::rename(&aside, &path).unwrap();
+    let reload = std::thread::spawn(reload);
+    std::thread::sleep(Duration::from_millis(200));
+    slow.write_all(&text).unwrap();
+    drop(slow);
+    assert!(look.join().unwrap());
+    reload.join().unwrap();
+    assert_eq!(rig.ask("GET", "/v1/models", &key).status, 200);
+    assert_eq!(rig.ask("GET", "/v1/models", &key).status, 429, "one request a minute");
+    rig.access.refresh().unwrap();
+    assert_eq!(rig.ask("GET", "/v1/models", &key).status, 429, "still");
 }
 
 #[test]

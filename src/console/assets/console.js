@@ -175,6 +175,8 @@ async function begin() {
     document.documentElement.dataset.ticks = Number(document.documentElement.dataset.ticks ?? 0) + 1;
   };
   events.onerror = () => {
+    // The browser tries again, unless it was sent to the door.
+    if (events.readyState === EventSource.CLOSED) return location.assign("/login");
     if (lost) return;
     lost = document.createElement("p");
     lost.className = "banner fail";
