@@ -170,12 +170,12 @@ says 'drian' cat "$scratch/apt"
 [ "$(inside systemctl show -P MainPID hearth)" = "$pid" ] || fail "wrong settings: the server that ran was taken down"
 inside bash -c 'rm /etc/hearth/conf.d/wrong.toml; mkdir -p /etc/systemd/system/hearth.service.d
 printf "[Service]\nEnvironment=HEARTH__SERVER__DRAIN=soon\n" >/etc/systemd/system/hearth.service.d/wrong.conf'
-install new
+install old
 says "environment variable HEARTH__SERVER__DRAIN" cat "$scratch/apt"
 [ "$(inside systemctl show -P MainPID hearth)" = "$pid" ] || fail "a wrong variable of the unit: the server that ran was taken down"
 inside rm -r /etc/systemd/system/hearth.service.d
 inside systemctl daemon-reload
-inside systemctl restart hearth
+install new
 kept "N-1 to N with settings that are wrong: said so, the server went on; put right"
 
 echo "== removed, installed again, purged"

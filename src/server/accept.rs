@@ -242,18 +242,34 @@ impl Hall {
     }
 }
 
+/// Between two looks at a new connection, when the server closes.
+const GLANCE: Duration = Duration::from_millis(5);
+
 /// Serves a connection to its end, or until its client has had its time.
 async fn drive(connection: impl GracefulConnection, pace: &Pace, mut closed: watch::Receiver<bool>) {
     let mut connection = pin!(connection);
-    let mut told = false;
+    let (mut told, mut awaited) = (false, false);
     loop {
+        // In this order: a request that has come is read before the connection hears that the server closes, or it would
+        // end without an answer.
         tokio::select! {
+            biased;
             _ = connection.as_mut() => return,
             () = pace.late() => break,
             () = closing(&mut closed), if !told => {
                 told = true;
                 pace.close();
-                connection.as_mut().graceful_shutdown();
+                match pace.spoken() {
+                    true => connection.as_mut().graceful_shutdown(),
+                    false => awaited = true,
+                }
+            }
+            // Its first request may be on its way: whoever has just connected takes silence for a failure.
+            () = tokio::time::sleep(GLANCE), if awaited => {
+                if pace.spoken() {
+                    awaited = false;
+                    connection.as_mut().graceful_shutdown();
+                }
             }
         }
     }

@@ -46,6 +46,11 @@ impl Pace {
         }
     }
 
+    /// Whether any bytes have come.
+    pub fn spoken(&self) -> bool {
+        self.lock().spoken
+    }
+
     /// A request's headers are there. It lasts until the result is dropped.
     pub fn request(self: &Arc<Self>) -> Busy {
         let number = self.lock().request();
@@ -95,6 +100,8 @@ struct State {
     waiting: Vec<(u64, Instant)>,
     /// The first bytes of a request's headers have come.
     begun: bool,
+    /// Anything at all has come.
+    spoken: bool,
     closing: bool,
     /// `None` while a request is worked on.
     deadline: Option<Instant>,
@@ -112,6 +119,7 @@ impl State {
             count: 0,
             waiting: Vec::new(),
             begun: true,
+            spoken: false,
             closing: false,
             deadline: Some(now + headers),
         }
@@ -139,6 +147,7 @@ impl State {
 
     /// Whether the deadline has changed.
     fn heard(&mut self, now: Instant) -> bool {
+        self.spoken = true;
         let begins = self.requests == 0 && !self.begun && !self.http2;
         if begins {
             self.begun = true;

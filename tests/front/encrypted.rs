@@ -42,6 +42,21 @@ fn a_request_is_answered_over_tls_and_cleartext_is_told_so() {
 }
 
 #[test]
+fn who_has_just_connected_when_the_server_stops_is_answered() {
+    let authority = Authority::new();
+    let mut site = site(&tls(&authority, false));
+    let secure = Secure::open(site.address, &authority.trusting(&["http/1.1"], None)).unwrap();
+    // Keeps the server for longer than the request takes to come.
+    let _other = Secure::open(site.address, &authority.trusting(&["http/1.1"], None)).unwrap();
+    site.stop();
+    // The request comes a moment after the server has closed its doors.
+    std::thread::sleep(Duration::from_millis(200));
+    let reply = secure.ask(&live()).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200 OK"), "{reply}");
+    assert!(reply.to_lowercase().contains("connection: close"), "{reply}");
+}
+
+#[test]
 fn http2_carries_a_stream_and_many_requests_side_by_side() {
     let authority = Authority::new();
     let mut site = site(&tls(&authority, false));
