@@ -18,7 +18,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -26,15 +26,14 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-mod vllm;
+mod measures;
 
 use super::{Door, Health, Limits, Listener, Shared, accept, guard};
 use crate::duo::Gateway;
 use crate::duo::figures::Figures;
-use crate::engine::handle::Status;
-use crate::engine::timings::{Reading, Times};
 use crate::served::Models;
 use crate::upstream;
+use measures::{Measures, Vocabulary};
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -119,9 +118,11 @@ impl Metrics {
             drop(self.reloads.get_or_create(&vec![("outcome", outcome.to_owned())]));
         }
         let load = self.load.clone();
+        registry
+            .register_collector(Box::new(Measures { models: models.clone(), vocabulary: Vocabulary::Own }));
         registry.register_collector(Box::new(Engines { models: models.clone(), health, duo, load }));
         if self.vllm.load(Ordering::Relaxed) {
-            all.register_collector(Box::new(vllm::Names { models }));
+            all.register_collector(Box::new(Measures { models, vocabulary: Vocabulary::Vllm }));
         }
         all
     }
@@ -141,41 +142,6 @@ impl fmt::Debug for Engines {
     }
 }
 
-type Row = (&'static str, &'static str, fn(&Status) -> u64);
-
-const GAUGES: [Row; 4] = [
-    ("requests_running", "Requests that have begun and not ended", |s| s.running.into()),
-    ("queue_depth", "Requests that have not begun", |s| s.waiting.into()),
-    ("queue_tokens", "Prompt tokens of the requests that have not begun", |s| s.queued_tokens),
-    ("engine_up", "1 while the model's engine runs", |s| s.alive.into()),
-];
-
-const COUNTERS: [Row; 9] = [
-    ("prompt_tokens", "Prompt tokens of requests that began", |s| s.tokens_in),
-    ("generated_tokens", "Tokens sent", |s| s.tokens_out),
-    ("prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache", |s| s.prefix_queries),
-    ("prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache", |s| s.prefix_hits),
-    ("steps", "Steps of the engine", |s| s.steps),
-    ("rows", "Tokens computed, of prompts and answers", |s| s.rows),
-    ("wasted_rows", "Tokens in the making when their reader left", |s| s.wasted_rows),
-    ("failed_steps", "Steps that failed", |s| s.failed_steps),
-    ("preemptions", "Sequences that gave their blocks back and began again", |s| s.preemptions),
-];
-
-type TimingRow = (&'static str, &'static str, fn(&Times) -> &Reading);
-
-const TIMINGS: [TimingRow; 4] = [
-    ("queue_wait_seconds", "From a request's submission to its first step", |t| &t.queue_wait),
-    ("time_to_first_token_seconds", "From a request's submission to its first token", |t| &t.first_token),
-    ("inter_token_seconds", "Between two tokens of an answer", |t| &t.between_tokens),
-    ("batch_size", "Sequences in a step", |t| &t.batch),
-];
-
-/// Writes a histogram between its own edges, or between some of them.
-fn histogram(mut to: MetricEncoder<'_>, reading: &Reading, edges: &[f64]) -> Result<(), fmt::Error> {
-    to.encode_histogram::<[(&str, String); 0]>(reading.sum, reading.count(), &reading.with_edges(edges), None)
-}
-
 type UpstreamRow = (&'static str, &'static str, MetricType, fn(&upstream::Status) -> u64);
 
 const UPSTREAMS: [UpstreamRow; 3] = [
@@ -188,41 +154,14 @@ const UPSTREAMS: [UpstreamRow; 3] = [
 
 impl Collector for Engines {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let models: Vec<_> =
-            self.models.iter().map(|m| ([("model", m.name.clone())], m.engine.status())).collect();
-        for (name, help, of) in GAUGES {
-            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for (label, status) in &models {
-                ConstGauge::new(of(status)).encode(metric.encode_family(label)?)?;
-            }
-        }
-        for (name, help, of) in COUNTERS {
-            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            for (label, status) in &models {
-                ConstCounter::new(of(status)).encode(metric.encode_family(label)?)?;
-            }
-        }
         let help = "Blocks of keys and values, by what they are";
         let mut blocks = encoder.encode_descriptor("kv_blocks", help, None, MetricType::Gauge)?;
-        for ([model], status) in &models {
+        for model in self.models.iter() {
+            let status = model.engine.status();
             let free = status.blocks_total.saturating_sub(status.blocks_used);
             for (state, count) in [("used", status.blocks_used), ("free", free)] {
-                let labels = [model.clone(), ("state", state.to_owned())];
+                let labels = [("model", model.name.clone()), ("state", state.to_owned())];
                 ConstGauge::new(u64::from(count)).encode(blocks.encode_family(&labels)?)?;
-            }
-        }
-        let help = "Share of the blocks of keys and values that belong to a sequence";
-        let mut usage = encoder.encode_descriptor("kv_usage_ratio", help, None, MetricType::Gauge)?;
-        for (label, status) in &models {
-            let share = f64::from(status.blocks_used) / f64::from(status.blocks_total.max(1));
-            ConstGauge::new(share).encode(usage.encode_family(label)?)?;
-        }
-        let times: Vec<_> = self.models.iter().map(|model| model.engine.times()).collect();
-        for (name, help, of) in TIMINGS {
-            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-            for ((label, _), times) in models.iter().zip(&times) {
-                let reading = of(times);
-                histogram(metric.encode_family(label)?, reading, reading.edges)?;
             }
         }
         if let Some(time) = self.load.get() {
