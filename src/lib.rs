@@ -11,6 +11,7 @@ pub mod console;
 pub mod doctor;
 pub mod duo;
 pub mod engine;
+pub mod fit;
 pub mod gpu;
 pub mod log;
 pub mod nearest;

@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::load::{BUILT_IN, ModelFlags};
+use super::flags::ModelFlags;
 use super::{CliError, Common, Exit};
 use crate::bench::arrivals::Arrivals;
 use crate::bench::client::{Client, ClientError};
@@ -26,6 +26,7 @@ use crate::bench::sweep::{FASTEST, Search};
 use crate::bench::{report, sizing, summary};
 use crate::config::state::Secret;
 use crate::config::{Origin, models_dir};
+use crate::fit::BUILT_IN;
 use crate::outbound::Base;
 
 #[derive(Subcommand)]

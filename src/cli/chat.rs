@@ -5,7 +5,8 @@ use std::io::{BufRead, IsTerminal};
 use clap::Args;
 
 use super::complete::AnswerFlags;
-use super::load::{self, ModelFlags};
+use super::flags::ModelFlags;
+use super::load;
 use super::{CliError, Common, Exit, terminal};
 use crate::text::chat::Message;
 

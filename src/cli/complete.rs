@@ -4,7 +4,8 @@ use std::io::Read;
 
 use clap::Args;
 
-use super::load::{self, ModelFlags};
+use super::flags::ModelFlags;
+use super::load;
 use super::{CliError, Common, Exit, terminal};
 use crate::engine::request::{Refused, Request, Sampling};
 use crate::served::Served;

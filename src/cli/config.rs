@@ -4,8 +4,8 @@ use std::io::Write;
 
 use clap::Subcommand;
 
-use super::{CliError, Common, load};
-use crate::config::{KEYS, Kind, Layers, Settings, UpstreamEntry, schema};
+use super::{CliError, Common};
+use crate::config::{KEYS, Kind, Layers, Settings, UpstreamEntry, names, schema};
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -43,7 +43,7 @@ pub fn run(verb: Verb, common: &Common) -> Result<(), CliError> {
 fn checked(layers: &Layers) -> Result<Settings, CliError> {
     let settings = Settings::of(layers)?;
     if !settings.models.is_empty() || !settings.upstreams.is_empty() {
-        load::check_names(&settings)?;
+        names::check(&settings)?;
     }
     Ok(settings)
 }

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::load::{BUILT_IN, ModelFlags};
+use super::flags::ModelFlags;
 use super::{CliError, Common, Exit};
 use crate::config::Settings;
 use crate::doctor::{self, Verdict, examine, steps};
+use crate::fit::BUILT_IN;
 use crate::outbound::Base;
 
 #[derive(Args)]

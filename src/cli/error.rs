@@ -4,6 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use crate::config::ConfigError;
+use crate::fit::Unfit;
 
 /// Exit codes, as `--help` lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +61,6 @@ impl CliError {
         Self { fix: Some(fix.into()), ..self }
     }
 
-    /// What is wrong, and what to do.
-    pub fn parts(&self) -> (String, Option<&str>) {
-        let place = self.place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
-        (format!("{}{place}", self.what), self.fix.as_deref())
-    }
-
     pub fn code(&self) -> ExitCode {
         ExitCode::from(self.exit as u8)
     }
@@ -87,6 +82,21 @@ impl fmt::Display for CliError {
 impl From<ConfigError> for CliError {
     fn from(error: ConfigError) -> Self {
         Self::new(Exit::Config, error.what).at(error.origin).fix(error.fix)
+    }
+}
+
+impl From<Unfit> for CliError {
+    fn from(unfit: Unfit) -> Self {
+        let exit = match unfit {
+            Unfit::Store(error) => return error.into(),
+            Unfit::Settings { .. } => Exit::Config,
+            Unfit::Model { .. } => Exit::Model,
+            Unfit::Device { .. } => Exit::Device,
+            Unfit::Memory(_) => Exit::Memory,
+            Unfit::Host(_) => Exit::Failed,
+        };
+        let (place, fix) = (unfit.place().map(str::to_owned), unfit.fix());
+        Self { exit, what: unfit.to_string(), place, fix }
     }
 }
 

@@ -9,16 +9,15 @@ mod complete;
 mod completions;
 mod config;
 mod console;
-mod device;
 mod doctor;
 mod doors;
 mod error;
+mod flags;
 mod keys;
-pub(crate) mod load;
+mod load;
 mod logs;
 mod man;
 mod models;
-mod packing;
 #[cfg(feature = "pull")]
 mod pull;
 mod serve;

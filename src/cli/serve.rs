@@ -10,13 +10,14 @@ use clap::Args;
 use tokio::signal::unix::SignalKind;
 use tokio::task::spawn_blocking;
 
-use super::load::{self, ModelFlags};
+use super::flags::ModelFlags;
+use super::load;
 use super::stop::{Stop, caught};
 use super::{CliError, Common, Exit, doors, sockets};
 use crate::access::{Access, FirstKey};
 use crate::admin::{Addresses, Admin};
 use crate::audit::{Audit, Event, Who};
-use crate::config::{ConfigError, GitLab, Layers, Origin, Settings, layers};
+use crate::config::{ConfigError, GitLab, Layers, Origin, Settings, layers, names};
 use crate::duo::Gateway;
 use crate::duo::choice::Defaults;
 use crate::duo::identity::own::OwnKeys;
@@ -85,7 +86,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
     let mut layers = verb.layers(common)?;
     verb.model.apply(&mut layers)?;
     let settings = Settings::of(&layers)?;
-    load::check_names(&settings)?;
+    names::check(&settings)?;
     log::start(&settings.log_level, if settings.log_format == "json" { Format::Json } else { Format::Text });
     let mut passed = sockets::passed(&settings)?;
     let tls = settings.front.tls.as_ref().map(Material::read).transpose()?.map(Tls::new);

@@ -36,6 +36,35 @@ pub struct ModelEntry {
     pub origin: Origin,
 }
 
+impl ModelEntry {
+    /// The model of this name in the binary, with nothing said about it.
+    pub fn built_in(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            path: None,
+            quantize: None,
+            aliases: Vec::new(),
+            family: None,
+            context: 0,
+            kv: 0,
+            fp8_kv: false,
+            replicas: 0,
+            origin: Origin::Default,
+        }
+    }
+
+    /// A checkpoint's directory under a name.
+    pub fn at(name: String, path: &Path) -> Self {
+        let origin = Origin::Flag("--model".to_owned());
+        Self { path: Some(path.to_owned()), origin, ..Self::built_in(&name) }
+    }
+
+    /// Where it is, for messages.
+    pub fn place(&self) -> String {
+        self.path.as_ref().map_or("built in".to_owned(), |path| path.display().to_string())
+    }
+}
+
 /// One OpenAI-compatible server that models are served from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamEntry {

@@ -9,6 +9,7 @@ pub mod front;
 pub mod gitlab;
 pub mod keys;
 pub mod layers;
+pub mod names;
 pub mod schema;
 pub mod state;
 

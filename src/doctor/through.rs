@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::{Finding, Verdict, seconds};
 use crate::config::{Settings, state};
+use crate::fit::BUILT_IN;
 use crate::outbound::{Answer, Base, Limits, Outbound};
 
 const LIMITS: Limits = Limits {
@@ -81,7 +82,7 @@ async fn ask(server: &Outbound, key: &str, settings: &Settings) -> Result<Answer
         headers.insert("authorization", value);
         Ok::<_, String>(headers)
     };
-    let model = settings.models.first().map(|model| model.name.as_str()).or(crate::cli::load::BUILT_IN);
+    let model = settings.models.first().map(|model| model.name.as_str()).or(BUILT_IN);
     let model = model.ok_or("no model is configured")?;
     let body = json!({"model": model, "prompt": "def hello_world", "max_tokens": 256, "ignore_eos": true, "stream": true});
     let headers = list(HeaderMap::new(), key)?;

@@ -3,8 +3,6 @@
 //! `ember` reads and writes with ember's own tokenizer: it has fill-in-the-middle and a chat template. `plain` has
 //! neither.
 
-#![allow(dead_code)] // each test uses its part
-
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};

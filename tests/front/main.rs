@@ -2,7 +2,7 @@
 
 #[path = "../http/client.rs"]
 mod client;
-#[allow(dead_code)]
+#[allow(dead_code)] // the tests of routes use the rest
 #[path = "../http/site.rs"]
 mod site;
 

@@ -71,7 +71,6 @@ pub struct Case {
     buffers: Vec<Vec<u8>>,
 }
 
-#[allow(dead_code)] // every kind of input, whichever the kernels take today
 impl Case {
     pub fn new(numbers: &[usize]) -> Self {
         let numbers = numbers.iter().map(|n| u32::try_from(*n).expect("a number of 32 bits")).collect();

@@ -9,9 +9,9 @@ use serde_json::json;
 
 use super::{CliError, Common, Exit, Place, Steps};
 use crate::audit::{Audit, Event, Who};
-use crate::cli::load::BUILT_IN;
 use crate::config::Settings;
 use crate::config::keys::size;
+use crate::fit::BUILT_IN;
 use crate::store::licence::{self, Terms};
 use crate::store::{self, Imported, Manifest, Request, Source, Store, StoreError, Watch};
 

@@ -7,7 +7,8 @@ use hearth_models::memory::Size;
 use serde_json::json;
 
 use super::{CliError, Common, Place};
-use crate::cli::load;
+use crate::config::ModelEntry;
+use crate::fit::{self, BUILT_IN};
 use crate::served::family::Family;
 use crate::store::Store;
 
@@ -35,13 +36,7 @@ pub fn run(verb: List, common: &Common) -> Result<(), CliError> {
     let mut rows = Vec::new();
     for model in &settings.models {
         let (name, aliases) = (model.name.clone(), model.aliases.clone());
-        rows.push(Row {
-            name,
-            place: load::place(model),
-            family: load::family(model),
-            aliases,
-            configured: true,
-        });
+        rows.push(Row { name, place: model.place(), family: fit::family(model), aliases, configured: true });
     }
     for upstream in &settings.upstreams {
         for (i, (name, _)) in upstream.models.iter().enumerate() {
@@ -64,10 +59,10 @@ pub fn run(verb: List, common: &Common) -> Result<(), CliError> {
             }
             Err(error) => error.to_string(),
         };
-        let family = directory.and_then(|directory| load::family(&load::at(name.clone(), &directory)));
+        let family = directory.and_then(|directory| fit::family(&ModelEntry::at(name.clone(), &directory)));
         rows.push(Row { name, place, family, aliases: Vec::new(), configured: false });
     }
-    if let Some(name) = load::BUILT_IN.filter(|name| rows.iter().all(|row| row.name != *name)) {
+    if let Some(name) = BUILT_IN.filter(|name| rows.iter().all(|row| row.name != *name)) {
         let place = "built in; for trying things out, not for work".to_owned();
         rows.push(Row {
             name: name.to_owned(),

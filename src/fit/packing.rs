@@ -7,7 +7,7 @@ use hearth_models::decoder::Options;
 use hearth_models::device::{self, KvType};
 use hearth_models::spec::Spec;
 
-use super::{CliError, Exit};
+use super::Unfit;
 use crate::config::{ModelEntry, Settings};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,12 +21,12 @@ pub struct Packing {
 impl Packing {
     /// What `quantize` and `kv_type` mean where the model is served. What that place has not is refused, before
     /// anything is read.
-    pub fn of(entry: &ModelEntry, settings: &Settings, on_gpu: bool, spec: &Spec) -> Result<Self, CliError> {
+    pub fn of(entry: &ModelEntry, settings: &Settings, on_gpu: bool, spec: &Spec) -> Result<Self, Unfit> {
         let heads = Heads { q: spec.heads, kv: spec.kv_heads, dim: spec.head_dim };
         let asked = Asked { quantize: entry.quantize.as_deref(), fp8_kv: entry.fp8_kv };
         let packing = asked.on(on_gpu, heads, spec.experts.is_some()).map_err(|(what, fix)| {
             let what = format!("model {}: {what}", entry.name);
-            CliError::new(Exit::Config, what).at(entry.origin.to_string()).fix(fix)
+            Unfit::Settings { what, place: Some(entry.origin.to_string()), fix: fix.to_owned() }
         })?;
         Ok(Self { strict: settings.strict, ..packing })
     }
