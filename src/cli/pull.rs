@@ -1,16 +1,23 @@
 //! `hearth models pull`: a checkpoint from the hub into the store, on the connected side of an air gap.
 //!
 //! The only place that names the hub's client, and no other verb leads here: the server holds no downloader, and a binary
-//! that was built without the feature `pull` has none at all.
+//! that was built without the feature `pull` has none at all. The client says what a repository holds and where; the bytes
+//! are fetched here, because its cache makes paths of what the hub says of a file.
 
+use std::fmt::Display;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use hearth_models::catalog;
-use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use tokio_rustls::rustls;
+use ureq::Agent;
+use ureq::config::RedirectAuthHeaders;
+use ureq::tls::{TlsConfig, TlsProvider};
 use url::{Host, Url};
 
 use super::models::Place;
@@ -88,10 +95,19 @@ pub fn run(verb: Pull, common: &Common) -> Result<(), CliError> {
             format!("{} is not a commit, and the hub says that {id} is at it", store::brief(&told.sha));
         return Err(CliError::new(Exit::Model, what).fix(MISTRUSTED));
     }
+    if let Some(name) = told.siblings.iter().map(|file| &file.rfilename).find(|name| leads_elsewhere(name)) {
+        let what = format!(
+            "the hub says that {id} holds a file {:?}, a name that leads out of it",
+            store::brief(name)
+        );
+        return Err(CliError::new(Exit::Model, what).fix(MISTRUSTED));
+    }
     steps.note(&format!("{id}, revision {}", told.sha));
     // From here on the commit and not the branch, which may move.
     let at_commit = Repo::with_revision(id.to_owned(), RepoType::Model, told.sha.clone());
-    let repo = api.repo(at_commit.clone());
+    let folder = downloads.join(at_commit.folder_name());
+    let files =
+        Files::new(api.repo(at_commit), folder.join(&told.sha), verb.endpoint.clone(), id.to_owned())?;
     let wanted =
         told.siblings.iter().map(|file| file.rfilename.as_str()).filter(|name| store::is_wanted(name));
     let (weights, texts): (Vec<&str>, Vec<&str>) = wanted.partition(|name| name.ends_with(".safetensors"));
@@ -99,28 +115,19 @@ pub fn run(verb: Pull, common: &Common) -> Result<(), CliError> {
         let what = format!("{id} has no safetensors files");
         return Err(CliError::new(Exit::Model, what).fix("take a revision that has them: --revision"));
     }
-    let fetch = |names: &[&str], steps: &mut Steps| -> Result<Option<PathBuf>, CliError> {
-        let mut directory = None;
-        for name in names {
-            let path = get(&repo, name, steps).map_err(|e| failed(id, &verb.endpoint, &e))?;
-            below(&path, &downloads)?;
-            directory = path.parent().map(PathBuf::from);
-        }
-        Ok(directory)
-    };
-    // The small files first: the licence is among them.
-    let directory = fetch(&texts, &mut steps)?;
-    let Some(directory) = directory else {
+    if !texts.contains(&"config.json") {
         return Err(
             CliError::new(Exit::Model, format!("{id} has no config.json")).fix("take another revision")
         );
-    };
-    let source = Source::Directory(directory.clone());
+    }
+    // The small files first: the licence is among them.
+    texts.iter().try_for_each(|name| files.get(name, &mut steps))?;
+    let source = Source::Directory(files.directory.clone());
     show(&licence::before(&source, &[own, &name])?, &mut steps);
     if !verb.terms.accept_license {
         return Err(StoreError::Licence { place: id.to_owned() }.into());
     }
-    fetch(&weights, &mut steps)?;
+    weights.iter().try_for_each(|name| files.get(name, &mut steps))?;
     let request = Request {
         name,
         place: id.to_owned(),
@@ -133,7 +140,6 @@ pub fn run(verb: Pull, common: &Common) -> Result<(), CliError> {
     };
     let imported = import(&settings, &source, request, &mut steps)?;
     if !verb.keep {
-        let folder = downloads.join(at_commit.folder_name());
         std::fs::remove_dir_all(&folder).map_err(StoreError::io(&folder, "it cannot be removed"))?;
     }
     tell(&imported, &mut steps, verb.json)
@@ -165,16 +171,18 @@ fn is_commit(sha: &str) -> bool {
     sha.len() == 40 && sha.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Paths are made of what the hub says of its files, too: one that leads elsewhere is not taken.
-fn below(path: &Path, downloads: &Path) -> Result<(), CliError> {
-    let real = |path: &Path| path.canonicalize().map_err(StoreError::io(path, "it cannot be found"));
-    match real(path)?.starts_with(real(downloads)?) {
-        true => Ok(()),
-        false => {
-            let what = "what the hub says of a file leads out of the directory of downloads";
-            Err(CliError::new(Exit::Model, what).at(path.display().to_string()).fix(MISTRUSTED))
-        }
-    }
+/// Whether a name of a file is a path to somewhere else, or hides what it is. Files in folders below are not wanted, and
+/// honest.
+fn leads_elsewhere(name: &str) -> bool {
+    name.is_empty()
+        || name.starts_with('/')
+        || name.contains(['\\', '\0'])
+        || name.chars().any(char::is_control)
+        || name.split('/').any(|part| part == "..")
+}
+
+fn token() -> Option<String> {
+    std::env::var(TOKEN).ok().filter(|token| !token.is_empty())
 }
 
 fn api(endpoint: &str, downloads: PathBuf) -> Result<Api, ApiError> {
@@ -182,41 +190,133 @@ fn api(endpoint: &str, downloads: PathBuf) -> Result<Api, ApiError> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     ApiBuilder::from_cache(Cache::new(downloads))
         .with_endpoint(endpoint.trim_end_matches('/').to_owned())
-        .with_token(std::env::var(TOKEN).ok().filter(|token| !token.is_empty()))
+        .with_token(token())
         .with_retries(RETRIES)
         .with_progress(false)
         .build()
 }
 
-/// A file, from the cache if it is there whole.
-fn get(repo: &ApiRepo, name: &str, steps: &mut Steps) -> Result<PathBuf, ApiError> {
-    let path = repo.download_with_progress(name, Stage { steps, done: 0 })?;
-    steps.end();
-    Ok(path)
+/// Brings files of one commit into a directory. Nothing that the hub answers becomes a part of a path.
+struct Files {
+    agent: Agent,
+    repo: ApiRepo,
+    token: Option<String>,
+    directory: PathBuf,
+    endpoint: String,
+    id: String,
 }
 
-/// The client's progress as a stage.
-struct Stage<'a> {
-    steps: &'a mut Steps,
-    done: u64,
+impl Files {
+    fn new(repo: ApiRepo, directory: PathBuf, endpoint: String, id: String) -> Result<Self, CliError> {
+        fs::create_dir_all(&directory).map_err(StoreError::io(&directory, "it cannot be made"))?;
+        // As the hub's own client: the files themselves often lie with somebody else, who is not told the token.
+        let tls = TlsConfig::builder().provider(TlsProvider::Rustls).build();
+        let agent = Agent::config_builder()
+            .tls_config(tls)
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .build()
+            .new_agent();
+        Ok(Self { agent, repo, token: token(), directory, endpoint, id })
+    }
+
+    /// A file of a plain name, unless it is there. What broke off goes on where it ended.
+    fn get(&self, name: &str, steps: &mut Steps) -> Result<(), CliError> {
+        assert!(store::flat(name), "bug: {name:?} was wanted and is no file's name");
+        let (path, part) = (self.directory.join(name), self.directory.join(format!(".{name}.part")));
+        if path.is_file() {
+            return Ok(());
+        }
+        let mut tries = 0;
+        loop {
+            match self.go_on(name, &part, steps) {
+                Ok(()) => break,
+                Err(Broken::Disk(e)) => return Err(StoreError::io(&part, "it cannot be written")(e).into()),
+                Err(Broken::Hub { text, again }) if !again || tries == RETRIES => {
+                    return Err(failed(&self.id, &self.endpoint, &text));
+                }
+                Err(Broken::Hub { .. }) => {
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(300) * tries as u32);
+                }
+            }
+        }
+        steps.end();
+        Ok(fs::rename(&part, &path).map_err(StoreError::io(&path, "it cannot be renamed"))?)
+    }
+
+    /// The rest of a file, to the end of what is there of it.
+    fn go_on(&self, name: &str, part: &Path, steps: &mut Steps) -> Result<(), Broken> {
+        let hub = |text: String| Broken::Hub { text, again: true };
+        let mut file = OpenOptions::new().create(true).append(true).open(part).map_err(Broken::Disk)?;
+        let mut have = file.metadata().map_err(Broken::Disk)?.len();
+        let mut request = self.agent.get(self.repo.url(name));
+        if have > 0 {
+            request = request.header("range", format!("bytes={have}-"));
+        }
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let answer = match request.call() {
+            // There is no more, or what is there is not of this file: from the beginning.
+            Err(ureq::Error::StatusCode(416)) if have > 0 => {
+                file.set_len(0).map_err(Broken::Disk)?;
+                return Err(hub("the file is shorter than what there is of it".to_owned()));
+            }
+            Err(e) => {
+                let again = !matches!(e, ureq::Error::StatusCode(400..=499));
+                return Err(Broken::Hub { text: e.to_string(), again });
+            }
+            Ok(answer) => answer,
+        };
+        let number = |text: &str| text.trim().parse::<u64>().ok();
+        let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
+        // `bytes FROM-TO/WHOLE`, or all of it, though the rest was asked for.
+        let range = header("content-range").and_then(|range| {
+            let (range, whole) = range.strip_prefix("bytes ")?.split_once('/')?;
+            Some((number(range.split_once('-')?.0)?, number(whole)?))
+        });
+        let whole = match range {
+            Some((from, whole)) if from == have => Some(whole),
+            Some(_) => return Err(hub("another part of the file came than was asked for".to_owned())),
+            None => {
+                file.set_len(0).map_err(Broken::Disk)?;
+                have = 0;
+                header("content-length").and_then(number)
+            }
+        };
+        steps.begin(name, whole);
+        let most = whole.map_or(u64::MAX, |whole| whole.saturating_sub(have));
+        let mut body = answer.into_body().into_reader().take(most);
+        have = append(&mut body, &mut file, have, steps)?;
+        match whole.is_none_or(|whole| whole == have) {
+            true => Ok(()),
+            false => Err(hub(format!("it ended after {have} bytes"))),
+        }
+    }
 }
 
-impl Progress for Stage<'_> {
-    fn init(&mut self, size: usize, name: &str) {
-        self.done = 0;
-        self.steps.begin(name, Some(size as u64));
-    }
+/// Why there is no more of a file.
+enum Broken {
+    Disk(io::Error),
+    Hub { text: String, again: bool },
+}
 
-    fn update(&mut self, bytes: usize) {
-        self.done += bytes as u64;
-        self.steps.at(self.done);
+/// How many bytes the file has then.
+fn append(from: &mut impl Read, to: &mut File, mut have: u64, steps: &mut Steps) -> Result<u64, Broken> {
+    let mut piece = vec![0; 1 << 18];
+    loop {
+        let read = from.read(&mut piece).map_err(|e| Broken::Hub { text: e.to_string(), again: true })?;
+        if read == 0 {
+            return Ok(have);
+        }
+        to.write_all(&piece[..read]).map_err(Broken::Disk)?;
+        have += read as u64;
+        steps.at(have);
     }
-
-    fn finish(&mut self) {}
 }
 
 /// What went wrong, without the token, which no error of the client holds.
-fn failed(id: &str, endpoint: &str, error: &ApiError) -> CliError {
+fn failed(id: &str, endpoint: &str, error: &dyn Display) -> CliError {
     let text = error.to_string();
     let status = |code: &str| text.contains(&format!("http status: {code}"));
     let (exit, fix) = if status("401") || status("403") {

@@ -17,9 +17,13 @@ struct Says {
     commit: &'static str,
     /// Before the name of each file, as its version.
     etag: &'static str,
+    /// A file that is said to be there, beside the others.
+    also: &'static str,
+    /// Ends every answer with a file after this many bytes.
+    breaks: usize,
 }
 
-const HONEST: Says = Says { token: None, commit: COMMIT, etag: "" };
+const HONEST: Says = Says { token: None, commit: COMMIT, etag: "", also: "README.md", breaks: usize::MAX };
 
 /// The routes of the hub that its client uses: what a repository holds, and its files in ranges.
 fn hub(says: Says) -> (String, Arc<Mutex<Vec<String>>>) {
@@ -62,7 +66,8 @@ fn answer(stream: &TcpStream, says: Says, log: &Mutex<Vec<String>>) -> Option<()
     let (status, headers, body) = if refused {
         ("401 Unauthorized", String::new(), Vec::new())
     } else if path == "/api/models/some/model/revision/main" {
-        let siblings: Vec<_> = more.iter().map(|(name, _)| serde_json::json!({"rfilename": name})).collect();
+        let names = more.iter().map(|(name, _)| *name).chain([says.also]);
+        let siblings: Vec<_> = names.map(|name| serde_json::json!({"rfilename": name})).collect();
         let told = serde_json::json!({"sha": says.commit, "siblings": siblings}).to_string();
         ("200 OK", "Content-Type: application/json\r\n".to_owned(), told.into_bytes())
     } else if let Some((name, bytes)) = file.and_then(|file| more.iter().find(|(name, _)| *name == file)) {
@@ -79,8 +84,10 @@ fn answer(stream: &TcpStream, says: Says, log: &Mutex<Vec<String>>) -> Option<()
         ("404 Not Found", String::new(), Vec::new())
     };
     let mut stream = stream;
+    let sent = if file.is_some() { body.len().min(says.breaks) } else { body.len() };
     write!(stream, "HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n", body.len()).ok()?;
-    stream.write_all(&body).ok()
+    stream.write_all(&body[..sent]).ok()?;
+    (sent == body.len()).then_some(())
 }
 
 #[test]
@@ -149,11 +156,46 @@ fn what_a_hub_says_never_becomes_a_path_of_its_choice() {
             .failed(4, &["is not a commit", "do not use this hub"]);
         assert_eq!(asked.lock().unwrap().len(), 1, "nothing else is asked of it");
     }
-    let (hub, _) = hub(Says { etag: "../../../../", ..HONEST });
+    for also in [
+        "../../evil.safetensors",
+        "/etc/evil.json",
+        "a/../../evil.json",
+        "..\\evil.json",
+        "evil\u{1b}[2J.json",
+        "",
+    ] {
+        let (hub, asked) = hub(Says { also, ..HONEST });
+        let rig = Rig::new();
+        rig.run(&["models", "pull", "some/model", "--accept-license", "--endpoint", &hub])
+            .failed(4, &["a name that leads out of it", "do not use this hub"]);
+        assert_eq!(asked.lock().unwrap().len(), 1, "{also:?}: nothing else is asked of it");
+        assert_eq!(rig.stored(), [] as [String; 0], "{also:?}");
+    }
+    // What is said of a file names nothing: the file is what it is called.
+    for etag in ["../../../../", "/tmp/hearth-stray-"] {
+        let (hub, _) = hub(Says { etag, also: "folder/adapter.json", ..HONEST });
+        let rig = Rig::new();
+        rig.run(&["models", "pull", "some/model", "--accept-license", "--keep", "--endpoint", &hub]).well();
+        let folder = format!(".hub/models--some--model/{COMMIT}/");
+        for name in rig.stored() {
+            let known = ["blobs/sha256/", "model/", &folder].iter().any(|place| name.starts_with(place));
+            assert!(known, "{etag:?}: {name}");
+        }
+        let beside: Vec<_> = fs::read_dir(rig.path("")).unwrap().flatten().map(|e| e.file_name()).collect();
+        assert_eq!(beside, ["state"], "{etag:?}");
+        assert!(!Path::new("/tmp/hearth-stray-config.json-1").exists());
+    }
+}
+
+#[test]
+fn what_breaks_off_goes_on_where_it_ended() {
+    let (hub, asked) = hub(Says { breaks: 3 << 20, ..HONEST });
     let rig = Rig::new();
-    rig.run(&["models", "pull", "some/model", "--accept-license", "--endpoint", &hub])
-        .failed(4, &["leads out of the directory of downloads", "do not use this hub"]);
-    assert!(!rig.models().join("model").exists());
+    rig.run(&["models", "pull", "some/model", "--accept-license", "--endpoint", &hub]).well();
+    rig.run(&["models", "verify", "model"]).well();
+    let asked = asked.lock().unwrap();
+    let parts = asked.iter().filter(|path| path.ends_with("/model.safetensors")).count();
+    assert_eq!(parts, 3, "8 MB in pieces of 3: {asked:?}");
 }
 
 #[test]
