@@ -24,10 +24,23 @@ fn the_verbs_ask_the_running_server() {
     assert_eq!(status["state"], "ready");
     assert_eq!(status["now"]["answer_tokens"], 8);
     assert_eq!(status["models"][0]["name"], "ember-demo");
+    let papers = &status["models"][0]["papers"];
+    assert_eq!((&papers["origin"], &papers["format"]), (&"built_in".into(), &"bf16".into()), "{papers}");
+    let digest = papers["digest"].as_str().unwrap();
+    assert_eq!((digest.get(..7), digest.len()), (Some("sha256:"), 71), "{digest}");
     assert_eq!(status["troubles"][0]["correlation_id"], "gone-wrong-7");
     let screen = server.verb(&["status"]);
     assert_eq!(screen.code, 0, "{}", screen.said);
-    for words in ["hearth ", " ready ", "ember-demo", "tokens/s", "troubles", &server.api] {
+    for words in [
+        "hearth ",
+        " ready ",
+        "ember-demo",
+        "tokens/s",
+        "troubles",
+        "part of this binary",
+        digest,
+        &server.api,
+    ] {
         assert!(screen.out.contains(words), "no {words} in {}", screen.out);
     }
 

@@ -65,6 +65,7 @@ fn all_is_well_and_the_next_steps_are_told() {
     report.says("state", " ok ", " free");
     report.says("files", " ok ", "may be open");
     report.says("model", " ok ", "ember-demo: ");
+    report.says("origin", " ok ", "ember-demo: part of this binary; licence of hearth");
     report.says("keys", " note ", "only the server's first key");
     assert!(!report.text.contains("\nfit "), "a running server has its memory already: {}", report.text);
     report.says("server", " ok ", &served.url);

@@ -8,6 +8,7 @@ use crate::config::Settings;
 use crate::log::RECENT;
 use crate::log::prompts::PROMPTS;
 use crate::log::recent::Trouble;
+use crate::store::Papers;
 
 /// Troubles that are shown.
 const TROUBLES: usize = 20;
@@ -89,6 +90,7 @@ pub struct ModelStatus {
     pub fills: bool,
     pub chats: bool,
     pub notice: Option<String>,
+    pub papers: Papers,
     #[serde(flatten)]
     pub figures: Figures,
 }
@@ -165,6 +167,7 @@ impl Status {
                 fills: model.text.fim.is_some(),
                 chats: model.text.chat.is_some(),
                 notice: model.notice.clone(),
+                papers: model.papers.clone(),
                 figures,
             });
         }

@@ -1,9 +1,7 @@
 //! The machine on which a benchmark ran: what its reader must know to compare.
 
 use std::fs;
-use std::path::Path;
 
-use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
 use crate::gpu;
@@ -74,50 +72,6 @@ fn vectors(cpuinfo: &str) -> String {
     if found.is_empty() { "none".to_owned() } else { found.join(", ") }
 }
 
-/// The SHA-256 over names, lengths and hashes of a checkpoint's files: whole files of JSON, of weights the header and a
-/// MiB at both ends. It tells checkpoints apart in a moment; that no bit of one has flipped, `hearth models verify` says.
-pub fn digest_of(directory: &Path) -> std::io::Result<String> {
-    use std::io::{Read, Seek, SeekFrom};
-    const END: u64 = 1 << 20;
-    let mut names: Vec<_> =
-        fs::read_dir(directory)?.map(|e| Ok(e?.path())).collect::<std::io::Result<_>>()?;
-    names.retain(|path| path.extension().is_some_and(|e| e == "json" || e == "safetensors" || e == "jinja"));
-    names.sort();
-    let mut whole = Context::new(&SHA256);
-    for path in names {
-        let mut file = fs::File::open(&path)?;
-        let length = file.metadata()?.len();
-        let mut part = Context::new(&SHA256);
-        let mut add = |from: u64, bytes: u64| -> std::io::Result<()> {
-            let mut read = Vec::new();
-            file.seek(SeekFrom::Start(from))?;
-            file.by_ref().take(bytes).read_to_end(&mut read)?;
-            part.update(&read);
-            Ok(())
-        };
-        match path.extension().is_some_and(|e| e == "safetensors") && length > 2 * END {
-            true => {
-                add(0, END)?;
-                add(length - END, END)?;
-            }
-            false => add(0, u64::MAX)?,
-        }
-        whole.update(path.file_name().unwrap_or_default().as_encoded_bytes());
-        whole.update(&length.to_le_bytes());
-        whole.update(part.finish().as_ref());
-    }
-    Ok(hex(whole.finish().as_ref()))
-}
-
-/// The SHA-256 of bytes at hand.
-pub fn digest(bytes: &[u8]) -> String {
-    hex(aws_lc_rs::digest::digest(&SHA256, bytes).as_ref())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold("sha256:".to_owned(), |text, byte| format!("{text}{byte:02x}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,28 +84,5 @@ mod tests {
         let text = "processor\t: 0\nmodel name\t: Some CPU @ 2.00GHz\ncpu family\t: 6\nmodel\t\t: 143\nflags\t\t: fpu avx2 avx512f\n";
         assert_eq!(processor(text), "Some CPU @ 2.00GHz (family 6, model 143)");
         assert_eq!((vectors(text).as_str(), vectors("").as_str()), ("AVX2, AVX-512", "none"));
-    }
-
-    #[test]
-    fn another_byte_at_either_end_or_another_name_is_another_digest() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name: &str| directory.path().join(name);
-        let mut weights = vec![7u8; 5 << 20];
-        let of = |weights: &[u8], name: &str| {
-            fs::write(path("config.json"), "{}").unwrap();
-            fs::write(path("notes.txt"), name).unwrap();
-            fs::write(path(name), weights).unwrap();
-            let digest = digest_of(directory.path()).unwrap();
-            fs::remove_file(path(name)).unwrap();
-            digest
-        };
-        let first = of(&weights, "model.safetensors");
-        assert_eq!(first, of(&weights, "model.safetensors"));
-        assert_ne!(first, of(&weights, "other.safetensors"));
-        weights[0] = 8;
-        assert_ne!(first, of(&weights, "model.safetensors"));
-        weights[0] = 7;
-        *weights.last_mut().unwrap() = 8;
-        assert_ne!(first, of(&weights, "model.safetensors"));
     }
 }

@@ -18,7 +18,7 @@ use crate::bench::client::{Client, ClientError};
 use crate::bench::latency::ENOUGH;
 use crate::bench::limits::{Limits, Verdict};
 use crate::bench::load::{self, Cut, Plan, Progress};
-use crate::bench::machine::{self, Machine};
+use crate::bench::machine::Machine;
 use crate::bench::own::Own;
 use crate::bench::profile::{BYTES_PER_TOKEN, Profile, Workload};
 use crate::bench::result::{Knee, Results, ResultsError, Run, Server, keep};
@@ -26,8 +26,9 @@ use crate::bench::sweep::{FASTEST, Search};
 use crate::bench::{report, sizing, summary};
 use crate::config::state::Secret;
 use crate::config::{Origin, models_dir};
-use crate::fit::BUILT_IN;
+use crate::fit::built_in_papers;
 use crate::outbound::Base;
+use crate::store::{self, Store};
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -239,8 +240,8 @@ impl Asking {
                 self.model.apply(&mut layers)?;
                 let entry = layers.models().first();
                 digest = entry.and_then(|entry| match &entry.path {
-                    Some(path) => machine::digest_of(path).ok(),
-                    None => built_in_digest(),
+                    Some(path) => store::digest_at(&Store::at(models_dir(&layers)), path).ok(),
+                    None => built_in_papers().digest,
                 });
                 let mut arguments = self.model.arguments();
                 if let Some(file) = &common.config {
@@ -302,17 +303,6 @@ fn is_here(url: &Base) -> bool {
         let host = url.join("/").host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
     }
-}
-
-#[cfg(feature = "ember")]
-fn built_in_digest() -> Option<String> {
-    use hearth_models::ember;
-    BUILT_IN.map(|_| machine::digest(&[ember::CONFIG, ember::TOKENIZER, ember::weights()].concat()))
-}
-
-#[cfg(not(feature = "ember"))]
-fn built_in_digest() -> Option<String> {
-    BUILT_IN.map(|_| String::new())
 }
 
 /// The command line as a shell takes it.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use hearth_models::decoder::Decoder;
 use hearth_models::device;
+use hearth_models::memory::Size;
 
 use super::flags::{ModelFlags, the_built_in};
 use super::terminal::Progress;
@@ -31,6 +32,9 @@ pub fn all(settings: &Settings) -> Result<Vec<Served>, CliError> {
         eprintln!("device: {}", spot.said);
     }
     for (model, at) in plan.opened.iter().zip(&plan.spread) {
+        if let Some(compared) = &model.papers.compared {
+            eprintln!("{}: {} compared with the sums of its import", model.entry.name, Size(compared.bytes));
+        }
         let replicas = if at.len() > 1 { format!(", {} replicas, each", at.len()) } else { String::new() };
         eprintln!("{}{replicas}\n{}", model.entry.name, model.memory);
     }
@@ -96,6 +100,7 @@ fn start<'s>(
         engine: Replicas::new(engines),
         created: now(),
         notice: model.notice,
+        papers: model.papers,
     })
 }
 

@@ -140,6 +140,12 @@ fn whole(status: &document::Status) -> String {
             upstream.models.join(", ")
         );
     }
+    for model in &status.models {
+        let papers = &model.papers;
+        let _ = writeln!(text, "\n  {}: {} · {}", model.name, papers.format, papers.licence());
+        let _ = writeln!(text, "    {}", papers.provenance());
+        let _ = writeln!(text, "    {}", papers.digest.as_deref().unwrap_or("its files cannot be read"));
+    }
     if !status.troubles.is_empty() {
         let _ = writeln!(text, "\n  troubles, the latest first");
     }

@@ -21,6 +21,7 @@ use crate::admin::Admin;
 use crate::admin::status::{Figures, ModelStatus, Status, UpstreamStatus, minutes};
 use crate::log::recent::Trouble;
 use crate::openai::sse;
+use crate::store::Papers;
 
 pub async fn page(
     State(admin): State<Arc<Admin>>,
@@ -219,6 +220,7 @@ fn models(models: &[ModelStatus], upstreams: &[UpstreamStatus]) -> Markup {
                                 @if model.fills { " · fills gaps" }
                                 @if model.chats { " · chats" }
                             }
+                            (papers(&model.papers))
                         }
                         td.n { (count(now.tokens_per_s.round() as u64)) }
                         td.n { (now.running) }
@@ -241,6 +243,21 @@ fn models(models: &[ModelStatus], upstreams: &[UpstreamStatus]) -> Markup {
                     td.n { (count(upstream.failures)) }
                 } } }
             } }
+        }
+    }
+}
+
+/// What it is, whose, and whether it was looked at.
+fn papers(papers: &Papers) -> Markup {
+    html! {
+        div.soft {
+            (papers.format) " · "
+            @if papers.production == Some(false) { span.mark.warn { (papers.licence()) } } @else { (papers.licence()) }
+        }
+        div.soft { (papers.provenance()) }
+        @if let Some(digest) = &papers.digest {
+            // As much as tells two apart; all of it for who holds the pointer on it, and in `hearth status`.
+            div.soft { code title=(digest) { (digest.get(..19).unwrap_or(digest)) "…" } }
         }
     }
 }

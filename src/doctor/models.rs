@@ -5,6 +5,7 @@ use hearth_models::memory::Size;
 use super::{Finding, Verdict};
 use crate::config::Settings;
 use crate::fit::{Plan, Unfit};
+use crate::store::{Origin, Papers};
 
 /// A running server has the room already, so it is not asked for a second time.
 pub fn models(settings: &Settings, running: bool) -> Vec<Finding> {
@@ -32,6 +33,7 @@ pub fn models(settings: &Settings, running: bool) -> Vec<Finding> {
         })
         .collect();
     findings.extend(plan.remarks().map(|remark| Finding::new("model", Verdict::Note, remark)));
+    findings.extend(plan.opened.iter().flat_map(|model| provenance(&model.entry.name, &model.papers)));
     if !running {
         findings.push(match plan.fits() {
             Ok(()) => Finding::ok("fit", "all models have room"),
@@ -49,4 +51,24 @@ pub fn models(settings: &Settings, running: bool) -> Vec<Finding> {
 fn said(error: &Unfit) -> String {
     let place = error.place().map(|place| format!(" ({place})")).unwrap_or_default();
     format!("{error}{place}")
+}
+
+/// Whether a model is what was imported, and may be used for work. A plan compares as much of it as a start does.
+fn provenance(name: &str, papers: &Papers) -> Vec<Finding> {
+    const CHECK: &str = "origin";
+    let what = format!("{name}: {}; {}", papers.provenance(), papers.licence());
+    let note = |fix: String| Finding { fix: Some(fix), ..Finding::new(CHECK, Verdict::Note, what.clone()) };
+    let origin = match (papers.origin, &papers.compared) {
+        (Origin::Store, None) => note(format!(
+            "`hearth models verify {name}` reads it now; models.verify = \"sample\" does at every start"
+        )),
+        (Origin::Directory, _) => note("`hearth models import DIR` keeps sums to compare it with".to_owned()),
+        _ => Finding::ok(CHECK, what),
+    };
+    let licence = (papers.production == Some(false)).then(|| {
+        let what = format!("{name}: its licence, {}, does not allow production", papers.licence);
+        let fix = "serve users with another model, or agree with its publisher";
+        Finding::warns("licence", what, fix).effect("whoever works with it breaks its licence")
+    });
+    std::iter::once(origin).chain(licence).collect()
 }

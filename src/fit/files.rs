@@ -1,12 +1,12 @@
 //! What a configured model consists of: its checkpoint and the files of its text, from a directory or from the binary.
 
 use hearth_models::checkpoint::Checkpoint;
-use hearth_models::memory::Size;
+use hearth_models::spec::Spec;
 
 use super::Unfit;
 use crate::config::{ModelEntry, Settings};
 use crate::served::family::Family;
-use crate::store::{self, Store};
+use crate::store::{self, Papers, Report, Store};
 use crate::text::{Text, TextFiles};
 
 /// The name of the model inside the binary, if there is one.
@@ -36,12 +36,27 @@ impl Files {
     }
 }
 
-/// An imported model must be what was imported. Says what was compared.
-pub fn as_imported(entry: &ModelEntry, settings: &Settings) -> Result<Option<String>, Unfit> {
+/// An imported model must be what was imported. What was compared.
+pub fn as_imported(entry: &ModelEntry, settings: &Settings) -> Result<Option<Report>, Unfit> {
     let Some(path) = &entry.path else { return Ok(None) };
-    let report = store::at_load(&Store::at(&settings.models_dir), path, settings.verify)?;
-    let compared = |bytes| format!("{}: {} compared with the sums of its import", entry.name, Size(bytes));
-    Ok(report.map(|report| compared(report.bytes)))
+    Ok(store::at_load(&Store::at(&settings.models_dir), path, settings.verify)?)
+}
+
+/// What is known of a model beside how it computes.
+pub fn papers(entry: &ModelEntry, settings: &Settings, spec: &Spec, compared: Option<&Report>) -> Papers {
+    let Some(path) = &entry.path else { return built_in_papers() };
+    Papers::of(&Store::at(&settings.models_dir), path, &entry.name, spec, settings.verify, compared)
+}
+
+#[cfg(feature = "ember")]
+pub fn built_in_papers() -> Papers {
+    use hearth_models::ember;
+    Papers::built_in(&[ember::CONFIG, ember::TOKENIZER, ember::weights()])
+}
+
+#[cfg(not(feature = "ember"))]
+pub fn built_in_papers() -> Papers {
+    Papers::default()
 }
 
 #[cfg(feature = "ember")]

@@ -12,7 +12,7 @@ mod unfit;
 use hearth_models::memory::{Memory, fit};
 
 use crate::config::Settings;
-pub use files::{BUILT_IN, family};
+pub use files::{BUILT_IN, built_in_papers, family};
 pub use opened::Opened;
 pub use spot::{Place, Spot};
 use spread::spread;

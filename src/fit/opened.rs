@@ -6,10 +6,11 @@ use hearth_models::decoder::Options;
 use hearth_models::memory::Memory;
 
 use super::Unfit;
-use super::files::{Files, as_imported};
-use super::packing::{Packing, lost_on_a_gpu};
+use super::files::{Files, as_imported, papers};
+use super::packing::{Packing, format_of, lost_on_a_gpu};
 use super::spot::Place;
 use crate::config::{ModelEntry, Settings};
+use crate::store::Papers;
 use crate::text::Text;
 
 /// Whole contexts for which there is room by default; answers share it, so many more can be in the making.
@@ -24,6 +25,7 @@ pub struct Opened<'a> {
     pub packing: Packing,
     pub memory: Memory,
     pub notice: Option<String>,
+    pub papers: Papers,
     /// What whoever runs the server should hear.
     pub remarks: Vec<String>,
 }
@@ -31,7 +33,8 @@ pub struct Opened<'a> {
 impl<'a> Opened<'a> {
     /// `share` is the memory that this model may count on when the settings do not say.
     pub fn new(entry: &'a ModelEntry, settings: &Settings, share: u64, place: &Place) -> Result<Self, Unfit> {
-        let mut remarks: Vec<String> = as_imported(entry, settings)?.into_iter().collect();
+        let mut remarks = Vec::new();
+        let compared = as_imported(entry, settings)?;
         let Files { checkpoint, text: files, notice } = Files::of(entry)?;
         let spec = checkpoint.spec();
         let (own, vocab) = (spec.context, spec.vocab as u32);
@@ -96,6 +99,8 @@ impl<'a> Opened<'a> {
             (bytes, _) => (bytes / one.block_bytes).max(1) as usize,
         };
         let memory = sum(&options);
-        Ok(Self { entry, checkpoint, text, options, packing, memory, notice, remarks })
+        let format = format_of(checkpoint.main_dtype().as_str(), entry, matches!(place, Place::Gpu(_)));
+        let papers = Papers { format, ..papers(entry, settings, spec, compared.as_ref()) };
+        Ok(Self { entry, checkpoint, text, options, packing, memory, notice, papers, remarks })
     }
 }

@@ -91,6 +91,16 @@ impl Asked<'_> {
     }
 }
 
+/// The type of a model's weights, and what becomes of it where the model is served.
+pub fn format_of(dtype: &str, entry: &ModelEntry, on_gpu: bool) -> String {
+    let weights = match (&entry.quantize, on_gpu && lost_on_a_gpu(dtype).is_some()) {
+        (Some(packed), _) => format!("{dtype} packed to {packed}"),
+        (None, true) => format!("{dtype} rounded to bf16"),
+        (None, false) => dtype.to_owned(),
+    };
+    if entry.fp8_kv { format!("{weights}, keys and values in fp8") } else { weights }
+}
+
 /// What becomes of weights of a type that no GPU kernel multiplies; `None` where they stay as they are.
 pub fn lost_on_a_gpu(dtype: &str) -> Option<&'static str> {
     match dtype {

@@ -10,6 +10,7 @@ use ask::{Answer, Ask, Failure};
 use family::Family;
 
 use crate::engine::replicas::Replicas;
+use crate::store::Papers;
 use crate::text::Text;
 use crate::upstream;
 
@@ -26,6 +27,7 @@ pub struct Served {
     pub created: u64,
     /// Said wherever the model is listed; the embedded model says here that it is for trying things out.
     pub notice: Option<String>,
+    pub papers: Papers,
 }
 
 impl Served {

@@ -5,13 +5,16 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use super::blob::{self, Broken, CHUNK, hex, sha256};
 use super::error::{StoreError, brief};
 use super::manifest::{self, FileEntry, Manifest};
 use super::{Store, Watch, bounded};
 
 /// How much is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum How {
     /// Every byte: seconds for each ten gigabytes.
     Full,

@@ -104,6 +104,7 @@ fn model(name: &str, files: &Path, vocab: u32, script: Arc<Mutex<Script>>) -> (S
         engine: engine.into(),
         created: 1_700_000_000,
         notice: None,
+        papers: Default::default(),
     };
     (served, controls)
 }

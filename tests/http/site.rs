@@ -100,6 +100,7 @@ fn model(name: &str, files: &Path, vocab: u32, config: Config) -> (Served, Contr
         engine: engine.into(),
         created: 1_700_000_000,
         notice: None,
+        papers: Default::default(),
     };
     (served, controls)
 }

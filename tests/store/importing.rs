@@ -208,6 +208,40 @@ fn a_licence_that_forbids_production_is_said_wherever_the_model_is_named() {
 }
 
 #[test]
+fn the_doctor_says_where_a_model_comes_from_and_whether_it_may_be_used_for_work() {
+    let rig = Rig::new();
+    let from = rig.checkpoint("m");
+    fs::write(rig.path("m/LICENSE"), "Mistral AI Non-Production License\n").unwrap();
+    rig.import(&from, &[]).well();
+    let file = rig.path("hearth.toml");
+    let config = file.display().to_string();
+    let said = |settings: &str| {
+        fs::write(&file, settings).unwrap();
+        // Nothing runs here, which the doctor finds too.
+        String::from_utf8(rig.command(&["doctor", "--config", &config]).output().unwrap().stdout).unwrap()
+    };
+    let line = |said: &str, check: &str| {
+        let found = said.lines().find(|line| line.starts_with(check));
+        found.unwrap_or_else(|| panic!("no {check} in {said}")).to_owned()
+    };
+    let imported = said("[[model]]\nname = \"m\"\n");
+    let origin = line(&imported, "origin");
+    assert!(origin.contains(" ok ") && origin.contains("a sample compared with its sums"), "{origin}");
+    let licence = line(&imported, "licence");
+    assert!(
+        licence.contains(" warn ") && licence.contains("MNPL-0.1, does not allow production"),
+        "{licence}"
+    );
+    let unseen = said("[models]\nverify = \"off\"\n[[model]]\nname = \"m\"\n");
+    let origin = line(&unseen, "origin");
+    assert!(origin.contains(" note ") && origin.contains("never compared"), "{origin}");
+    assert!(unseen.contains("fix: `hearth models verify m`"), "{unseen}");
+    let loose = said(&format!("[[model]]\nname = \"m\"\npath = {from:?}\n"));
+    assert!(line(&loose, "origin").contains("m: not imported: there are no sums"), "{loose}");
+    assert!(line(&loose, "licence").contains(" warn "), "{loose}");
+}
+
+#[test]
 fn what_a_model_needs_stays_when_that_cannot_be_read() {
     let rig = Rig::new();
     let from = rig.checkpoint("m");
