@@ -86,3 +86,6 @@ SPREAD(64, 256, 2, Tile64)
 WHOLE(128, 128, 2, Tile128)
 SPREAD(128, 128, 2, Tile128)
 WHOLE(128_wide, 256, 1, Tile128Wide)
+
+// Many rows on Hopper. Here, so that no file is without kernels on the other generations.
+#include "hopper.cuh"

@@ -1,10 +1,14 @@
 //! The seam to a device, on the emulated one.
 
+use std::sync::Arc;
+
 use half::bf16;
 use hearth_kernels::Activation;
 use hearth_kernels::cuda::buffer::{Buffer, Host};
-use hearth_kernels::cuda::driver::{Device, DeviceError};
+use hearth_kernels::cuda::driver::{Device, DeviceError, Driver, Graph, Kernel, Mark};
 use hearth_kernels::cuda::emulated::{Emulated, Order};
+use hearth_kernels::cuda::hopper::Hopper;
+use hearth_kernels::cuda::launch::Launch;
 use hearth_kernels::cuda::product::{Finish, Product};
 use hearth_kernels::cuda::skinny::{Class, Skinny};
 use hearth_kernels::cuda::stream::{Stream, number};
@@ -135,4 +139,135 @@ fn a_packed_weight_multiplies_on_a_device() {
             assert!((got - want).abs() < 1e-3, "{} {i}: {got} instead of {want}", format.name());
         }
     }
+}
+
+/// A device whose kernels have other names: `None` for those it does not have.
+#[derive(Debug)]
+struct Other(Device, fn(&str) -> Option<String>);
+
+impl Driver for Other {
+    fn kernel(&self, name: &str, shared: u32) -> Result<Kernel, DeviceError> {
+        let own = (self.1)(name).ok_or_else(|| DeviceError::Kernel(name.to_owned()))?;
+        self.0.kernel(&own, shared)
+    }
+
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.0.multiprocessors()
+    }
+
+    fn memory(&self) -> Result<(usize, usize), DeviceError> {
+        self.0.memory()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
+        self.0.allocate(bytes)
+    }
+
+    unsafe fn free(&self, address: u64, bytes: usize) {
+        // SAFETY: as promised by the caller, here and below.
+        unsafe { self.0.free(address, bytes) }
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<*mut u8, DeviceError> {
+        self.0.allocate_host(bytes)
+    }
+
+    unsafe fn free_host(&self, memory: *mut u8, bytes: usize) {
+        // SAFETY: as above.
+        unsafe { self.0.free_host(memory, bytes) }
+    }
+
+    unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: as above.
+        unsafe { self.0.copy_in(to, from, bytes) }
+    }
+
+    unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: as above.
+        unsafe { self.0.copy_out(to, from, bytes) }
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<(), DeviceError> {
+        // SAFETY: as above.
+        unsafe { self.0.launch(launch) }
+    }
+
+    fn mark(&self) -> Result<Mark, DeviceError> {
+        self.0.mark()
+    }
+
+    fn wait(&self, mark: Mark) -> Result<(), DeviceError> {
+        self.0.wait(mark)
+    }
+
+    fn microseconds(&self, from: Mark, to: Mark) -> Result<f64, DeviceError> {
+        self.0.microseconds(from, to)
+    }
+
+    fn finish(&self) -> Result<(), DeviceError> {
+        self.0.finish()
+    }
+
+    fn capture(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
+        self.0.capture(work)
+    }
+
+    unsafe fn replay(&self, graph: Graph) -> Result<(), DeviceError> {
+        // SAFETY: as above.
+        unsafe { self.0.replay(graph) }
+    }
+}
+
+#[test]
+#[ignore = "compiles C++: the full tier runs it"]
+fn the_products_of_hopper_are_used_where_they_are_there_and_come_out_right() {
+    let check = |kernels: fn(&str) -> Option<String>| {
+        let device: Device = Arc::new(Other(device(), kernels));
+        let product = Product::load(&device).unwrap();
+        let hopper = Hopper::load(&device).unwrap();
+        hopper.map(|hopper| hopper.check(&product).unwrap().map(|differs| differs.to_string()))
+    };
+    assert_eq!(check(|name| Some(name.to_owned())), Some(None), "as they are");
+    assert_eq!(check(|name| (!name.contains("hopper")).then(|| name.to_owned())), None, "another generation");
+    // Adds to what is there, where nothing is.
+    let wrong = check(|name| Some(name.replace("hopper_256_set", "hopper_256_add")));
+    let said = wrong.expect("they are there").expect("they are wrong");
+    assert!(said.contains("row 0, column 0, in tiles of 256: NaN instead of"), "{said}");
+    let wrong = check(|name| Some(name.replace("hopper_128_silu", "hopper_128_gelu")));
+    let said = wrong.expect("they are there").expect("they are wrong");
+    assert!(said.contains("in tiles of 128"), "{said}");
+}
+
+#[test]
+#[ignore = "compiles C++: the full tier runs it"]
+fn a_row_of_many_on_hopper_has_the_same_bits_in_every_bucket() {
+    let device = device();
+    let (stream, hopper) = (Stream::load(&device).unwrap(), Hopper::load(&device).unwrap().unwrap());
+    let (n, k) = (400, 72);
+    let x = Buffer::<bf16>::new(&device, 600 * k).unwrap();
+    let w = Buffer::<bf16>::new(&device, n * k).unwrap();
+    stream.fill(&x, 1, 1.0).unwrap();
+    stream.fill(&w, 2, 1.0).unwrap();
+    assert!(
+        !hopper.takes(64, n) && hopper.takes(65, n) && !hopper.takes(128, 256),
+        "where there is work for all"
+    );
+    let count = Buffer::of(&device, &[67u32]).unwrap();
+    let answers = [128, 256, 600].map(|bucket| {
+        let y = Buffer::<f32>::zeros(&device, bucket * n).unwrap();
+        let bent = Buffer::<bf16>::zeros(&device, bucket * n / 2).unwrap();
+        let launch = |finish| hopper.launch(bucket, &count, &x, &w, (n, k), None, finish).unwrap();
+        launch(Finish::Set(&y));
+        launch(Finish::Add(&y));
+        launch(Finish::Gate(Activation::GeluTanh, &bent));
+        let (y, bent) = (y.get().unwrap(), bent.get().unwrap());
+        assert!(y[67 * n..].iter().all(|v| *v == 0.0), "rows beyond the count");
+        (y[..67 * n].to_vec(), bent[..67 * n / 2].to_vec())
+    });
+    assert!(answers[0].0.iter().any(|v| *v != 0.0));
+    assert!(answers[1] == answers[0] && answers[2] == answers[0]);
 }

@@ -300,7 +300,8 @@ fn compile() -> PathBuf {
     let sources = files(&tests.join("library"));
     let kernels = files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda"));
     let mut hash = DefaultHasher::new();
-    for path in sources.iter().chain(&kernels).chain([&tests.join("emulation.h")]) {
+    for path in sources.iter().chain(&kernels).chain([&tests.join("emulation.h"), &tests.join("warpgroup.h")])
+    {
         std::fs::read(path).expect("reading a source of the emulated kernels").hash(&mut hash);
     }
     let name = format!("emulated-{:016x}", hash.finish());

@@ -16,6 +16,7 @@ pub mod experts;
 pub mod find;
 #[cfg(feature = "cuda")]
 pub mod gpu;
+pub mod hopper;
 pub mod launch;
 pub mod narrow;
 pub mod presence;

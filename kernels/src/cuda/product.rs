@@ -67,6 +67,24 @@ impl Finish<'_> {
 /// Kernel names' ends, as [`Finish::index`] counts them.
 pub(super) const EPILOGUES: [&str; 4] = ["set", "add", "silu", "gelu"];
 
+/// What every product of bf16 wants of its operands.
+pub(super) fn assert_operands(
+    bucket: usize,
+    count: &Buffer<u32>,
+    x: &Buffer<bf16>,
+    w: &Buffer<bf16>,
+    (n, k): (usize, usize),
+    bias: Option<&Buffer<f32>>,
+) {
+    assert!(bucket > 0 && n > 0 && !count.is_empty(), "bug: a product of {bucket} rows and {n} outputs");
+    assert!(k > 0 && k.is_multiple_of(CHUNK), "bug: k = {k} is not a multiple of {CHUNK}");
+    assert!(
+        x.len() >= bucket * k && w.len() >= n * k && bias.is_none_or(|bias| bias.len() >= n),
+        "bug: a buffer is smaller than its shape"
+    );
+    assert!(n.is_multiple_of(CHUNK), "bug: n = {n} is not a multiple of {CHUNK}");
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tile {
     /// 16 rows, a warp a part.
@@ -211,13 +229,7 @@ impl Product {
         bias: Option<&Buffer<f32>>,
         finish: Finish<'_>,
     ) -> Result<(), DeviceError> {
-        assert!(bucket > 0 && n > 0 && !count.is_empty(), "bug: a product of {bucket} rows and {n} outputs");
-        assert!(k > 0 && k.is_multiple_of(CHUNK), "bug: k = {k} is not a multiple of {CHUNK}");
-        assert!(
-            x.len() >= bucket * k && w.len() >= n * k && bias.is_none_or(|bias| bias.len() >= n),
-            "bug: a buffer is smaller than its shape"
-        );
-        assert!(n.is_multiple_of(CHUNK), "bug: n = {n} is not a multiple of {CHUNK}");
+        assert_operands(bucket, count, x, w, (n, k), bias);
         let y = finish.room(bucket, n);
         let tile = self.tile(bucket, n, finish.is_gate());
         let facts = tile.facts();

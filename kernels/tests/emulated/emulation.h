@@ -7,9 +7,9 @@
 // reach ends the process with their place. Shared memory is plain static memory, so that the address sanitizer sees it.
 //
 // Static shared memory keeps what the block before left in it; dynamic shared memory is made anew for each block and
-// filled with NaN. An asynchronous copy is carried out only when it is waited for. Not modelled: memory ordering, and
-// divergence within a warp (every warp operation wants all 32 lanes). Launches (<<<>>>) are no C++ and stay out of the
-// .cu files.
+// filled with NaN. An asynchronous copy is carried out only when it is waited for. Not modelled: memory ordering between
+// threads, and divergence within a warp (every warp operation wants all 32 lanes). Launches (<<<>>>) are no C++ and stay
+// out of the .cu files. Warpgroups and barriers in shared memory are in warpgroup.h.
 #pragma once
 
 #include <setjmp.h>
@@ -23,6 +23,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -53,13 +54,27 @@ constexpr size_t STACK = 64 * 1024;
 
 // WarpByWarp: a warp goes as far as it can before the next one begins, so that one is a whole barrier ahead.
 enum class Order { Ascending, Descending, Shuffled, WarpByWarp };
-enum class State { Ready, AtBlockBarrier, AtWarpBarrier, Returned };
+enum class State { Ready, AtBlockBarrier, AtWarpBarrier, AtPhase, Returned };
 
 // A copy of 16 bytes that was begun and not waited for. No source: zeros.
 struct Copy {
   void* to;
   const void* from;
   unsigned bytes;
+};
+
+// A product of a warpgroup that this thread began (warpgroup.h).
+struct Underway {
+  size_t product;  // of its warpgroup's
+  float* sum;
+};
+
+// A product of a warpgroup as its first thread began it: what was multiplied, from the bytes that the asynchronous proxy
+// saw, and how often each of the KiB was written to before.
+struct GroupProduct {
+  uint64_t a, b;
+  std::vector<float> left, right;
+  std::map<unsigned, unsigned> written;
 };
 
 // Where a fiber or the scheduler is. The address sanitizer follows swapcontext; without it a jump saves two system
@@ -92,6 +107,12 @@ struct Fiber {
   uint64_t published[2][4];
   unsigned turn;
   std::vector<std::vector<Copy>> copies;  // groups of copies under way; the last one is open
+  std::vector<Copy> unpublished;          // those that came, which the asynchronous proxy does not see yet
+  std::function<bool()> until;            // what it waits for at a phase
+  std::vector<std::vector<Underway>> products;  // groups of products under way; the last one is open
+  std::map<float*, std::vector<float>> sums;    // of registers that products under way own
+  size_t begun;                                 // products
+  bool ordered;                                 // whether products_begin followed the last use of registers
 };
 
 struct Block {
@@ -102,6 +123,10 @@ struct Block {
   uint3 index{};
   unsigned running = 0;
   std::unique_ptr<unsigned char, decltype(&std::free)> dynamic{nullptr, std::free};
+  size_t dynamic_bytes = 0;
+  std::vector<unsigned char> published;            // dynamic shared memory as the asynchronous proxy sees it
+  std::vector<unsigned> written;                   // by KiB of shared addresses: how often copies to it were begun or seen
+  std::vector<std::vector<GroupProduct>> products;  // by warpgroup, in the order in which they were begun
   Place scheduler;
   std::function<void()> body;
 };
@@ -113,7 +138,8 @@ inline Fiber& self() { return block->fibers[block->running]; }
 [[noreturn]] inline void stop(const char* what) {
   std::fprintf(stderr, "emulation: %s\n", what);
   for (size_t i = 0; i < block->threads; ++i) {
-    static const char* const names[] = {"ready", "at __syncthreads", "at a warp operation", "returned"};
+    static const char* const names[] = {"ready", "at __syncthreads", "at a warp operation",
+                                        "at the phase of a barrier", "returned"};
     if (i % WARP == 0 || block->fibers[i].state != block->fibers[i - 1].state) {
       std::fprintf(stderr, "  block %u,%u thread %zu and on: %s\n", block->index.x, block->index.y, i,
                    names[(int)block->fibers[i].state]);
@@ -133,10 +159,13 @@ inline void wait_at(State barrier) {
   go(fiber.place, block->scheduler);
 }
 
+inline void finished();  // warpgroup.h
+
 // A fiber serves block after block: making one costs more than most kernels.
 inline void enter() {
   for (;;) {
     block->body();
+    finished();
     Fiber& fiber = self();
     fiber.state = State::Returned;
     go(fiber.place, block->scheduler);
@@ -150,6 +179,18 @@ inline bool release(size_t first, size_t end, State barrier) {
   }
   for (size_t i = first; i < end; ++i) block->fibers[i].state = State::Ready;
   return true;
+}
+
+// Lets those go on that wait for a phase which is over. Says whether there was one.
+inline bool release_phases(size_t first, size_t end) {
+  bool moved = false;
+  for (size_t i = first; i < end; ++i) {
+    Fiber& fiber = block->fibers[i];
+    if (fiber.state != State::AtPhase || !fiber.until()) continue;
+    fiber.state = State::Ready;
+    moved = true;
+  }
+  return moved;
 }
 
 // Resumes those of some fibers that are ready. Says whether there was one.
@@ -173,6 +214,7 @@ inline void run_block(const std::vector<unsigned>& order, bool warp_by_warp) {
       for (size_t first = 0; first < threads; first += WARP) {
         while (resume(&order[first], WARP)) {
           release(first, first + WARP, State::AtWarpBarrier);
+          release_phases(first, first + WARP);
           moved = true;
         }
       }
@@ -183,6 +225,7 @@ inline void run_block(const std::vector<unsigned>& order, bool warp_by_warp) {
     for (size_t i = 0; i < threads; ++i) left |= block->fibers[i].state != State::Returned;
     for (size_t first = 0; first < threads; first += WARP) moved |= release(first, first + WARP, State::AtWarpBarrier);
     moved |= release(0, threads, State::AtBlockBarrier);
+    moved |= release_phases(0, threads);
     if (!left) return;
     if (!moved) stop("a barrier that not all threads reach");
   }
@@ -192,6 +235,11 @@ inline void prepare(Fiber& fiber, uint3 thread) {
   fiber.state = State::Ready;
   fiber.thread = thread;
   fiber.copies.assign(1, {});
+  fiber.unpublished.clear();
+  fiber.products.assign(1, {});
+  fiber.sums.clear();
+  fiber.begun = 0;
+  fiber.ordered = false;
   fiber.turn = 0;
   if (fiber.stack) return;
   fiber.stack.reset(new char[STACK]);
@@ -237,6 +285,10 @@ inline void launch(Order order, unsigned seed, dim3 grid, dim3 size, std::functi
       current.dynamic.reset(static_cast<unsigned char*>(bytes));
       std::memset(current.dynamic.get(), 0xff, dynamic_bytes);
     }
+    current.dynamic_bytes = dynamic_bytes;
+    current.published.clear();
+    current.written.assign(1 << 8, 0);
+    current.products.assign((threads + 4 * WARP - 1) / (4 * WARP), {});
     run_block(turns, order == Order::WarpByWarp);
   }
   block = nullptr;
@@ -282,6 +334,24 @@ inline void* dynamic_shared() {
   return block->dynamic.get();
 }
 
+// Where the window of shared memory puts the dynamic part: 128-byte aligned, as it is declared, and no more.
+constexpr unsigned SHARED_BASE = 384;
+
+inline bool is_dynamic(const void* pointer) {
+  const auto* at = static_cast<const unsigned char*>(pointer);
+  return block->dynamic && at >= block->dynamic.get() && at < block->dynamic.get() + block->dynamic_bytes;
+}
+
+inline unsigned shared_address(const void* pointer) {
+  if (!is_dynamic(pointer)) stop("the shared address of what is not dynamic shared memory");
+  return SHARED_BASE + (unsigned)(static_cast<const unsigned char*>(pointer) - block->dynamic.get());
+}
+
+// A copy to there was begun, or its bytes are seen now.
+inline void note_written(const void* to) {
+  if (is_dynamic(to)) ++block->written[shared_address(to) >> 10];
+}
+
 inline void aligned(const void* pointer, size_t to) {
   if (reinterpret_cast<uintptr_t>(pointer) % to != 0) stop("an address that is not aligned");
 }
@@ -290,6 +360,7 @@ template <unsigned BYTES = 16>
 void copy_async(void* to, const void* from, bool valid) {
   aligned(to, BYTES);
   if (valid) aligned(from, BYTES);
+  note_written(to);
   self().copies.back().push_back({to, valid ? from : nullptr, BYTES});
 }
 
@@ -302,6 +373,7 @@ void copy_wait() {
     for (const Copy& copy : groups.front()) {
       if (copy.from) std::memcpy(copy.to, copy.from, copy.bytes);
       else std::memset(copy.to, 0, copy.bytes);
+      self().unpublished.push_back(copy);
     }
     groups.erase(groups.begin());
   }
@@ -467,3 +539,5 @@ inline float __fdiv_rn(float a, float b) { return a / b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline int __float2int_rn(float value) { return (int)std::nearbyint(value); }
 inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
+
+#include "warpgroup.h"

@@ -1,6 +1,7 @@
 //! `cuda/product.cu`.
 
 use std::cell::Cell;
+use std::fmt::Debug;
 use std::sync::OnceLock;
 
 use half::bf16;
@@ -48,7 +49,7 @@ impl Tile {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Epilogue {
+pub enum Epilogue {
     Set,
     Add,
     Silu,
@@ -58,7 +59,7 @@ enum Epilogue {
 use Epilogue::*;
 
 impl Epilogue {
-    fn is_gate(self) -> bool {
+    pub fn is_gate(self) -> bool {
         matches!(self, Silu | Gelu)
     }
 }
@@ -76,18 +77,80 @@ struct Shape {
     parts: usize,
 }
 
-struct Inputs {
-    x: Vec<bf16>,
-    w: Vec<bf16>,
-    bias: Vec<f32>,
-    y: Vec<f32>,
+impl Shape {
+    fn operation(self) -> Operation {
+        let Self { epilogue, bias, rows, bucket, n, k, .. } = self;
+        Operation { epilogue, bias, rows, bucket, n, k }
+    }
+}
+
+/// What is multiplied, whichever kernel does it.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    pub epilogue: Epilogue,
+    pub bias: bool,
+    pub rows: usize,
+    pub bucket: usize,
+    pub n: usize,
+    pub k: usize,
+}
+
+impl Operation {
+    /// Numbers of an output row as they are answered: two of a gate's in one.
+    pub fn width(&self) -> usize {
+        if self.epilogue.is_gate() { self.n / 4 } else { self.n }
+    }
+
+    /// Rows, x, w, bias and y, poisoned where nothing counts.
+    pub fn buffers(&self, case: Case, inputs: &Inputs) -> Case {
+        let Self { rows, bucket, n, k, .. } = *self;
+        let mut x = inputs.x[..bucket * k].to_vec();
+        x[rows * k..].fill(bf16::NAN);
+        let case = case.u32(&[rows as u32]).bf16(&x).bf16(&inputs.w).f32(&inputs.bias);
+        match self.epilogue {
+            Add => {
+                let mut y = inputs.y[..bucket * n].to_vec();
+                y[rows * n..].fill(f32::from_bits(u32::MAX));
+                case.f32(&y)
+            }
+            _ => case.output(4 * bucket * self.width()),
+        }
+    }
+
+    /// The rows of y that count; what lies beyond must be as it was.
+    pub fn counted(&self, mut y: Vec<f32>, what: &dyn Debug) -> Vec<f32> {
+        let beyond = y.split_off(self.rows * self.width());
+        assert!(beyond.iter().all(|v| v.to_bits() == u32::MAX), "{what:?}: a row beyond the count changed");
+        if !self.epilogue.is_gate() {
+            return y;
+        }
+        let pairs = y.iter().map(|v| v.to_bits());
+        pairs.flat_map(|v| [f32::from_bits(v << 16), f32::from_bits(v & 0xffff_0000)]).collect()
+    }
+}
+
+pub struct Inputs {
+    pub x: Vec<bf16>,
+    pub w: Vec<bf16>,
+    pub bias: Vec<f32>,
+    pub y: Vec<f32>,
 }
 
 impl Inputs {
-    fn new(bucket: usize, n: usize, k: usize) -> Self {
+    pub fn new(bucket: usize, n: usize, k: usize) -> Self {
         // Rows beyond the count hold what an earlier step left: NaN here.
         let y = numbers(14, bucket * n);
         Self { x: halves(11, bucket * k), w: halves(12, n * k), bias: numbers(13, n), y }
+    }
+
+    /// A row alone.
+    pub fn row(&self, row: usize, n: usize, k: usize) -> Self {
+        Self {
+            x: self.x[row * k..][..k].to_vec(),
+            w: self.w.clone(),
+            bias: self.bias.clone(),
+            y: self.y[row * n..][..n].to_vec(),
+        }
     }
 
     fn product(&self, row: usize, n: usize, k: usize) -> (f64, f64) {
@@ -107,14 +170,12 @@ fn program() -> &'static Program {
 
 /// How many cases ran, for the line that the test prints.
 #[derive(Default)]
-struct Count(Cell<usize>);
+pub struct Count(pub Cell<usize>);
 
-/// The rows of y that count; what lies beyond must be as it was.
+/// The rows of y that count.
 fn run(program: &Program, count: &Count, shape: Shape, inputs: &Inputs) -> Vec<f32> {
-    let Shape { tile, epilogue, order, bias, rows, bucket, n, k, parts } = shape;
+    let Shape { tile, epilogue, order, bias, bucket, n, k, parts, .. } = shape;
     count.0.set(count.0.get() + 1);
-    let mut x = inputs.x[..bucket * k].to_vec();
-    x[rows * k..].fill(bf16::NAN);
     let tiles = bucket.div_ceil(tile.rows()) * n.div_ceil(tile.columns());
     let case = Case::new(&[
         tile as usize,
@@ -126,38 +187,24 @@ fn run(program: &Program, count: &Count, shape: Shape, inputs: &Inputs) -> Vec<f
         k,
         if epilogue.is_gate() { 1 } else { parts },
     ]);
-    let case = case.u32(&[rows as u32]).bf16(&x).bf16(&inputs.w).f32(&inputs.bias);
-    let width = if epilogue.is_gate() { n / 4 } else { n };
-    let case = match epilogue {
-        Add => {
-            let mut y = inputs.y[..bucket * n].to_vec();
-            y[rows * n..].fill(f32::from_bits(u32::MAX));
-            case.f32(&y)
-        }
-        _ => case.output(4 * bucket * width),
-    };
+    let operation = shape.operation();
+    let case = operation.buffers(case, inputs);
     let case = case.output(4 * tiles * 4 * tile.rows() * tile.columns()).u32(&vec![0; tiles]);
     let mut y = program.reals(case, &format!("{shape:?}"));
-    let counters = y.split_off(bucket * width);
+    let counters = y.split_off(bucket * operation.width());
     assert!(counters.iter().all(|counter| counter.to_bits() == 0), "{shape:?}: counters for the next launch");
-    let beyond = y.split_off(rows * width);
-    assert!(beyond.iter().all(|v| v.to_bits() == u32::MAX), "{shape:?}: a row beyond the count changed");
-    if epilogue.is_gate() {
-        let pairs = y.iter().map(|v| v.to_bits());
-        y = pairs.flat_map(|v| [f32::from_bits(v << 16), f32::from_bits(v & 0xffff_0000)]).collect();
-    }
-    y
+    operation.counted(y, &shape)
 }
 
-fn assert_product(shape: Shape, inputs: &Inputs, y: &[f32]) {
-    let Shape { epilogue, rows, n, k, .. } = shape;
+pub fn assert_product(operation: Operation, inputs: &Inputs, y: &[f32], shape: &dyn Debug) {
+    let Operation { epilogue, rows, n, k, .. } = operation;
     let sum = |row: usize, n: usize| {
         let (sum, size) = inputs.product(row, n, k);
-        let bias = if shape.bias { f64::from(inputs.bias[n]) } else { 0.0 };
+        let bias = if operation.bias { f64::from(inputs.bias[n]) } else { 0.0 };
         (sum + bias, size + bias.abs())
     };
     // f32 sums of at most k terms: far inside k half-ulps of the sum of magnitudes. NaN (unwritten) fails.
-    let near = k as f64 * f64::from(f32::EPSILON) / 16.0;
+    let near = k.max(32) as f64 * f64::from(f32::EPSILON) / 16.0;
     for row in 0..rows {
         if epilogue.is_gate() {
             for i in 0..n / 2 {
@@ -223,7 +270,8 @@ fn a_product_is_right_in_every_tile_with_every_epilogue_and_ragged_shape() {
                 let parts = if tile.takes(1) && i % 2 == 0 { 1 } else { 4 };
                 let (order, bias) = ((i + j) % 4, (i + j + tile as usize).is_multiple_of(2));
                 let shape = Shape { tile, epilogue, order, bias, rows, bucket, n, k, parts };
-                assert_product(shape, &inputs, &run(program, &count, shape, &inputs));
+                let y = run(program, &count, shape, &inputs);
+                assert_product(shape.operation(), &inputs, &y, &shape);
             }
         }
     }
@@ -236,12 +284,6 @@ fn a_row_has_the_same_bits_in_every_tile_alone_beside_others_and_in_every_order_
     let (program, count) = (program(), Count::default());
     let (n, k) = (48, 328);
     let inputs = Inputs::new(70, n, k);
-    let row = |row: usize| Inputs {
-        x: inputs.x[row * k..][..k].to_vec(),
-        w: inputs.w.clone(),
-        bias: inputs.bias.clone(),
-        y: inputs.y[row * n..][..n].to_vec(),
-    };
     for (epilogue, parts) in [(Set, 4), (Set, 1), (Add, 4), (Silu, 1)] {
         let shape = Shape { tile: R64, epilogue, order: 0, bias: true, rows: 66, bucket: 70, n, k, parts };
         let width = if epilogue.is_gate() { n / 2 } else { n };
@@ -252,7 +294,8 @@ fn a_row_has_the_same_bits_in_every_tile_alone_beside_others_and_in_every_order_
             }
             let again = run(program, &count, Shape { tile, order: ORDERS[3 - i % 4], ..shape }, &inputs);
             assert_eq!(bits(&again), bits(&together), "{tile:?} {shape:?}");
-            let alone = run(program, &count, Shape { tile, rows: 1, bucket: 1, ..shape }, &row(65));
+            let alone =
+                run(program, &count, Shape { tile, rows: 1, bucket: 1, ..shape }, &inputs.row(65, n, k));
             assert_eq!(bits(&alone), bits(&together[65 * width..]), "{tile:?} {shape:?} alone");
         }
     }

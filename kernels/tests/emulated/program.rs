@@ -52,7 +52,7 @@ impl Program {
 
     /// Runs one case and returns what it answers with. `what` names it when it fails.
     pub fn answer(&self, case: Case, what: &str) -> Vec<u8> {
-        let output = self.run(&[], case.bytes());
+        let output = self.run(&[], case.into_bytes());
         assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
         output.stdout
     }
@@ -104,7 +104,7 @@ impl Case {
         self
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub fn into_bytes(self) -> Vec<u8> {
         let mut bytes = (self.numbers.len() as u32).to_ne_bytes().to_vec();
         bytes.extend(self.numbers.iter().flat_map(|n| n.to_ne_bytes()));
         bytes.extend((self.buffers.len() as u32).to_ne_bytes());
