@@ -3,7 +3,26 @@
 
 mod watched;
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use hearth::access::{Access, FirstKey};
+use hearth::config::Origin;
+use hearth::config::state::Secret;
+use hearth::duo::Gateway;
+use hearth::duo::choice::Defaults;
+use hearth::duo::identity::{Identity, Rules};
+use hearth::duo::search::Docs;
+use hearth::log::{self, RECENT};
+use hearth::served::Models;
+use hearth::server::dialect::Dialect;
+use hearth::server::{Door, Health, Limits, Listener, Metrics, Shared, accept, track};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use watched::{KEY, Watched};
 
 const PROMPT: &str = "canary_prompt_5d41402a";
@@ -125,4 +144,93 @@ fn canaries_are_heard_nowhere() {
         assert!(said.contains("\"level\":\"debug\""), "the log was talkative: {said}");
         silent("the log", &said);
     }
+}
+
+/// Routes that break on what they are sent, before and in their answer, between the layers that are around every route.
+fn breaking() -> Router {
+    async fn breaks(body: String) -> String {
+        panic!("cannot go on with {body}")
+    }
+    async fn breaks_late(body: String) -> Body {
+        Body::from_stream(futures::stream::unfold(0, move |piece| {
+            let body = body.clone();
+            async move {
+                // What was sent before goes out.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                assert!(piece < 2, "cannot go on with {body}");
+                Some((Ok::<_, std::io::Error>("a piece "), piece + 1))
+            }
+        }))
+    }
+    let models = Models::new(Vec::new());
+    let metrics = Metrics::default();
+    let key = Secret::checked(KEY, &Origin::Default).unwrap();
+    let shared = Shared {
+        duo: Arc::new(Gateway {
+            identity: Identity::new(Rules::default(), None).unwrap(),
+            models: models.clone(),
+            defaults: Defaults::default(),
+            docs: Docs::default(),
+            figures: metrics.duo.clone(),
+            streaming: true,
+            patience: Duration::from_secs(60),
+        }),
+        models,
+        access: Arc::new(Access::single(FirstKey::chosen(key))),
+        health: Arc::new(Health::default()),
+        metrics,
+    };
+    let limits = (Limits::default(), Arc::new(Semaphore::new(1 << 20)), Dialect::OpenAi);
+    Router::new()
+        .route("/breaks", post(breaks))
+        .route("/breaks/late", post(breaks_late))
+        .route("/works", get(|| async { "it works" }))
+        .layer(from_fn_with_state(limits, track::body_limit))
+        .layer(from_fn_with_state(Dialect::OpenAi, track::panics))
+        .layer(from_fn_with_state(shared.clone(), track::request))
+}
+
+#[test]
+fn a_route_that_breaks_costs_one_answer_and_what_it_broke_on_is_heard_nowhere() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let address = runtime.block_on(async {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.address().unwrap().to_string();
+        let door = Door::default();
+        tokio::spawn(accept::run(
+            vec![listener],
+            door,
+            breaking(),
+            Limits::default(),
+            std::future::pending(),
+        ));
+        address
+    });
+    let ask = |method: &str, path: &str, id: &str, body: &str| {
+        watched::ask(&address, method, path, &[("x-request-id", id)], body)
+    };
+    // The log's own way with panics, as in the server; the other test's is put back before anything is checked.
+    let usual = std::panic::take_hook();
+    log::start("trace", log::Format::Json);
+    let broken: Vec<_> =
+        (0..3).map(|number| ask("POST", "/breaks", &format!("broken-{number}"), PROMPT)).collect();
+    let late = ask("POST", "/breaks/late", "broken-late", PROMPT);
+    let works = ask("GET", "/works", "works", "");
+    std::panic::set_hook(usual);
+
+    for (number, reply) in broken.iter().enumerate() {
+        assert_eq!(reply.status, 500, "{}", reply.body);
+        assert_eq!(reply.header("x-request-id"), Some(format!("broken-{number}").as_str()));
+        assert_eq!(reply.json()["error"]["type"], "server_error");
+        silent("the answer", &format!("{}{}", reply.head, reply.body));
+    }
+    // Its status was sent before it broke: the answer is cut, and nothing says that it is whole.
+    assert!(late.body.contains("a piece ") && !late.body.ends_with("0\r\n\r\n"), "{}", late.body);
+    silent("the cut answer", &late.body);
+    assert_eq!((works.status, works.body.contains("it works")), (200, true));
+    let (lines, _) = RECENT.lines(0, usize::MAX);
+    let places = lines.iter().filter(|line| line.contains("our own code broke")).count();
+    assert_eq!(places, 4, "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("broken-1") && line.contains("500")), "{lines:?}");
+    silent("the log that is kept", &lines.join("\n"));
 }
