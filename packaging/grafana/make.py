@@ -50,6 +50,13 @@ PANELS = [
     ]),
     ("Answers by status", "reqps", 12, "timeseries", [("{{status}}", rate("hearth_requests_total", "status", WHERE))]),
     ("Answers by route", "reqps", 12, "timeseries", [("{{route}}", rate("hearth_requests_total", "route", WHERE))]),
+    ("Connections refused or ended at the door", "none", 12, "timeseries", [
+        ("{{reason}}", rate("hearth_connections_refused_total", "reason", WHERE)),
+    ]),
+    ("Connections", "none", 12, "timeseries", [
+        ("{{instance}}", f"hearth_connections_open{{{WHERE}}}"),
+        ("{{instance}} at most", f"hearth_connections_limit{{{WHERE}}}"),
+    ]),
     ("Failed steps and preemptions", "none", 8, "timeseries", [
         ("{{model}} failed steps", f"increase(hearth_failed_steps_total{{{MODEL}}}[$__rate_interval])"),
         ("{{model}} preemptions", f"increase(hearth_preemptions_total{{{MODEL}}}[$__rate_interval])"),

@@ -32,8 +32,10 @@ use tokio::time::timeout;
 use tower::ServiceExt;
 
 use super::addresses::Addresses;
+use super::body::Watched;
+use super::connections::{Connections, Open, Reason};
 use super::listen::Listener;
-use super::pace::{Fetched, Pace, Paced};
+use super::pace::{CONNECTION_WINDOW, Pace, Paced, STREAM_WINDOW, Sent, fetched};
 use super::places::{Place, Places};
 use super::tls::Tls;
 use super::{Limits, path};
@@ -44,9 +46,6 @@ const HEADER_BYTES: usize = 64 * 1024;
 
 /// Requests side by side on one HTTP/2 connection.
 const MOST_STREAMS: u32 = 128;
-/// What an HTTP/2 client may send before it is read, for a stream and for all of a connection's.
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1 << 20;
 /// An HTTP/2 client that says nothing while it waits for an answer is asked, and has this long to answer.
 const ASK_EVERY: Duration = Duration::from_secs(20);
 
@@ -66,11 +65,13 @@ pub struct Door {
     pub addresses: Arc<ArcSwap<Addresses>>,
     /// `None`: cleartext.
     pub tls: Option<Tls>,
+    /// What became of those who came.
+    pub connections: Connections,
 }
 
 impl Door {
     pub fn new(addresses: Addresses, tls: Option<Tls>) -> Self {
-        Self { addresses: Arc::new(ArcSwap::from_pointee(addresses)), tls }
+        Self { addresses: Arc::new(ArcSwap::from_pointee(addresses)), tls, ..Self::default() }
     }
 }
 
@@ -92,6 +93,7 @@ pub async fn run(
     closing: impl Future<Output = ()>,
 ) {
     let places = Places::new(limits.connections, limits.per_address);
+    door.connections.limited_to(limits.connections);
     let hall = Arc::new(Hall { door, router, limits, places });
     let (close, closed) = watch::channel(false);
     let accepting = join_all(listeners.iter().map(|listener| take(listener, &hall, &closed)));
@@ -142,28 +144,35 @@ impl Hall {
         let peer = peer.ip().to_canonical();
         let addresses = self.door.addresses.load();
         if !addresses.hears(peer) {
-            tracing::debug!(%peer, "not allowed by server.allow and server.deny");
-            return;
+            return self.refuse(peer, Reason::Address);
         }
         let limited = !addresses.proxies.contains(peer);
         let Some(place) = self.places.take(permit, peer, limited) else {
-            tracing::debug!(%peer, "more connections than server.connections_per_address");
-            return;
+            return self.refuse(peer, Reason::PerAddress);
         };
         drop(addresses);
-        let closed = closed.clone();
-        tokio::spawn(self.connection(stream, peer, place, closed));
+        let (closed, open) = (closed.clone(), self.door.connections.open());
+        tokio::spawn(self.connection(stream, peer, (place, open), closed));
+    }
+
+    /// A connection was refused, or has ended, for what its client did or is.
+    fn refuse(&self, peer: IpAddr, reason: Reason) {
+        self.door.connections.refuse(reason);
+        tracing::debug!(%peer, reason = reason.label(), "connection refused");
     }
 
     async fn connection(
         self: Arc<Self>,
         mut stream: TcpStream,
         peer: IpAddr,
-        place: Place,
+        _held: (Place, Open),
         mut closed: watch::Receiver<bool>,
     ) {
-        let _place = place;
-        let Some(first) = first_byte(&stream, self.limits.first_byte, &mut closed).await else { return };
+        let first = match first_byte(&stream, self.limits.first_byte, &mut closed).await {
+            Ok(Some(first)) => first,
+            Ok(None) => return,
+            Err(reason) => return self.refuse(peer, reason),
+        };
         let _ = stream.set_nodelay(true);
         // A client that never reads what it asked for loses its connection, not ours for everybody else.
         let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(self.limits.unread));
@@ -171,6 +180,7 @@ impl Hall {
             return self.serve(stream, false, peer, closed).await;
         };
         if first != HANDSHAKE {
+            self.refuse(peer, Reason::Cleartext);
             let _ = stream.write_all(NOT_TLS).await;
             let _ = stream.shutdown().await;
             // What is left unread when a socket closes takes the answer with it.
@@ -182,8 +192,11 @@ impl Hall {
                 let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 self.serve(stream, http2, peer, closed).await;
             }
-            Ok(Err(e)) => tracing::debug!(%peer, "no TLS: {e}"),
-            Err(_) => tracing::debug!(%peer, "TLS did not come to stand in time"),
+            Ok(Err(e)) => {
+                tracing::debug!(%peer, "no TLS: {e}");
+                self.refuse(peer, Reason::Tls);
+            }
+            Err(_) => self.refuse(peer, Reason::TlsTimeout),
         }
     }
 
@@ -195,17 +208,17 @@ impl Hall {
         let io = TokioIo::new(Paced::new(stream, pace.clone()));
         let service = service_fn(|request: Request<Incoming>| {
             let (busy, hall) = (pace.request(), self.clone());
+            let request = request.map(|body| Watched { body, watch: Sent(pace.clone()) });
             async move {
                 let mut response = hall.answer(request, peer).await;
                 if http2 {
                     // A word of HTTP/1.1; here the connection itself says when it ends.
                     response.headers_mut().remove(header::CONNECTION);
                 }
-                Ok::<_, std::convert::Infallible>(response.map(|body| Fetched::body(body, busy)))
+                Ok::<_, std::convert::Infallible>(response.map(|body| fetched(body, busy)))
             }
         });
-        // A connection that ends badly is the client's affair; the request's own line is in the log.
-        if http2 {
+        let fault = if http2 {
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(ASK_EVERY)
@@ -215,7 +228,7 @@ impl Hall {
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .serve_connection(io, service);
-            drive(connection, &pace, closed).await;
+            drive(connection, &pace, closed).await
         } else {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -223,21 +236,29 @@ impl Hall {
                 .max_headers(MOST_HEADERS)
                 .max_buf_size(HEADER_BYTES)
                 .serve_connection(io, service);
-            drive(connection, &pace, closed).await;
+            drive(connection, &pace, closed).await
+        };
+        if let Some(reason) = fault {
+            self.refuse(peer, reason);
         }
     }
 
-    async fn answer(&self, mut request: Request<Incoming>, peer: IpAddr) -> Response {
+    async fn answer(&self, mut request: Request<Watched<Incoming, Sent>>, peer: IpAddr) -> Response {
         let addresses = self.door.addresses.load();
         let client = addresses.client(peer, request.headers());
         // Asked again for every request: the lists may have changed since the connection was made.
         if !addresses.admits(client) {
+            self.door.connections.refuse(Reason::Address);
             tracing::info!(%client, "refused: not allowed by server.allow and server.deny");
             return not_admitted(request.version());
         }
         drop(addresses);
         request.extensions_mut().insert(Peer(client));
         let Ok(response) = self.router.clone().oneshot(path::normalise(request)).await;
+        if response.status() == StatusCode::REQUEST_TIMEOUT {
+            // Its body did not come.
+            self.refuse(client, Reason::Body);
+        }
         response
     }
 }
@@ -245,8 +266,13 @@ impl Hall {
 /// Between two looks at a new connection, when the server closes.
 const GLANCE: Duration = Duration::from_millis(5);
 
-/// Serves a connection to its end, or until its client has had its time.
-async fn drive(connection: impl GracefulConnection, pace: &Pace, mut closed: watch::Receiver<bool>) {
+/// Serves a connection to its end, or until its client has had its time; then why, if the client gave a reason. One that
+/// only went away gave none: the request's own line is in the log.
+async fn drive(
+    connection: impl GracefulConnection<Error = hyper::Error>,
+    pace: &Pace,
+    mut closed: watch::Receiver<bool>,
+) -> Option<Reason> {
     let mut connection = pin!(connection);
     let (mut told, mut awaited) = (false, false);
     loop {
@@ -254,7 +280,9 @@ async fn drive(connection: impl GracefulConnection, pace: &Pace, mut closed: wat
         // end without an answer.
         tokio::select! {
             biased;
-            _ = connection.as_mut() => return,
+            ended = connection.as_mut() => {
+                return ended.err().and_then(|error| pace.fault().or_else(|| Reason::of(&error)));
+            }
             () = pace.late() => break,
             () = closing(&mut closed), if !told => {
                 told = true;
@@ -273,8 +301,13 @@ async fn drive(connection: impl GracefulConnection, pace: &Pace, mut closed: wat
             }
         }
     }
-    connection.as_mut().graceful_shutdown();
-    let _ = timeout(LAST, connection).await;
+    let fault = pace.fault();
+    // Who did nothing wrong is told, and may be about to ask again.
+    if fault.is_none() {
+        connection.as_mut().graceful_shutdown();
+        let _ = timeout(LAST, connection).await;
+    }
+    fault
 }
 
 async fn closing(closed: &mut watch::Receiver<bool>) {
@@ -282,16 +315,20 @@ async fn closing(closed: &mut watch::Receiver<bool>) {
     let _ = closed.wait_for(|closed| *closed).await;
 }
 
-/// The first byte that the client sends, if it sends one in time. At shutdown its time is short.
-async fn first_byte(stream: &TcpStream, limit: Duration, closed: &mut watch::Receiver<bool>) -> Option<u8> {
+/// The first byte that the client sends in time; `None`: it went away. At shutdown its time is short.
+async fn first_byte(
+    stream: &TcpStream,
+    limit: Duration,
+    closed: &mut watch::Receiver<bool>,
+) -> Result<Option<u8>, Reason> {
     let peek = async {
         let mut first = [0];
         matches!(stream.peek(&mut first).await, Ok(1)).then_some(first[0])
     };
     let mut peek = pin!(timeout(limit, peek));
     tokio::select! {
-        peeked = &mut peek => peeked.ok()?,
-        () = closing(closed) => timeout(LAST, peek).await.ok()?.ok()?,
+        peeked = &mut peek => peeked.map_err(|_| Reason::FirstByte),
+        () = closing(closed) => Ok(timeout(LAST, peek).await.ok().and_then(Result::ok).flatten()),
     }
 }
 

@@ -179,27 +179,38 @@ impl HttpBody for Shared {
     }
 }
 
-/// A response's body with which `companion` lives and ends.
-pub struct With<T> {
-    body: Body,
-    _companion: T,
+/// Who lives with a body and sees it pass.
+pub trait Watch {
+    /// The next piece is asked for.
+    fn asked(&mut self) {}
+    /// A piece of so many bytes has come.
+    fn came(&mut self, _bytes: usize) {}
 }
 
-impl<T: Send + Unpin + 'static> With<T> {
-    pub fn body(body: Body, companion: T) -> Body {
-        Body::new(Self { body, _companion: companion })
-    }
+/// A body that is as it is, with somebody who watches it and ends with it.
+pub struct Watched<B, W> {
+    pub body: B,
+    pub watch: W,
 }
 
-impl<T: Unpin> HttpBody for With<T> {
+impl<B, W> HttpBody for Watched<B, W>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    W: Watch + Unpin,
+{
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        self.watch.asked();
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &frame {
+            self.watch.came(frame.data_ref().map_or(0, Bytes::len));
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -208,6 +219,17 @@ impl<T: Unpin> HttpBody for With<T> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// A response's body with which a companion lives and ends.
+pub struct With<T>(#[allow(dead_code, reason = "it is held, and dropped with the body")] T);
+
+impl<T> Watch for With<T> {}
+
+impl<T: Send + Unpin + 'static> With<T> {
+    pub fn body(body: Body, companion: T) -> Body {
+        Body::new(Watched { body, watch: Self(companion) })
     }
 }
 

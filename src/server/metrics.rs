@@ -28,6 +28,7 @@ use prometheus_client::registry::Registry;
 
 mod measures;
 
+use super::connections::Connections;
 use super::{Door, Health, Limits, Listener, Shared, accept, guard};
 use crate::duo::Gateway;
 use crate::duo::figures::Figures;
@@ -45,6 +46,8 @@ pub struct Metrics {
     /// The same under the original gateway's name.
     handlers: Family<Labels, Histogram, fn() -> Histogram>,
     reloads: Family<Labels, Counter>,
+    /// What became of the API's connections.
+    pub connections: Connections,
     /// Seconds that reading the models took at the start, once they are read.
     load: Arc<OnceLock<Duration>>,
     /// Whether vLLM's names are told too.
@@ -66,6 +69,7 @@ impl Default for Metrics {
             seconds: Family::new_with_constructor(seconds),
             handlers: Family::new_with_constructor(coarse),
             reloads: Family::default(),
+            connections: Connections::default(),
             load: Arc::default(),
             vllm: Arc::default(),
             duo: Figures::default(),
@@ -112,6 +116,7 @@ impl Metrics {
         let help = "From a request's headers to the end of its answer";
         registry.register("request_duration_seconds", help, self.seconds.clone());
         access.register(registry);
+        self.connections.register(registry);
         registry.register("reloads", "Settings read again, by what came of it", self.reloads.clone());
         // Present from the beginning, so that an alert on a change sees the first one.
         for outcome in ["done", "refused"] {

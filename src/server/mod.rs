@@ -6,6 +6,7 @@
 pub mod accept;
 pub mod addresses;
 pub mod body;
+pub mod connections;
 pub mod cors;
 pub mod dialect;
 mod docs;
@@ -126,7 +127,8 @@ impl Server {
 
     /// The same; when `hurry` resolves too, nothing is waited for any more.
     pub async fn serve_until(self, stop: impl Future<Output = ()>, hurry: impl Future<Output = ()>) {
-        let Self { listeners, door, limits, shared } = self;
+        let Self { listeners, mut door, limits, shared } = self;
+        door.connections = shared.metrics.connections.clone();
         let health = shared.health.clone();
         let models = shared.models.clone();
         let router = routes::router(shared, limits);

@@ -1,25 +1,37 @@
 //! How long a connection may take (step 1 in the life of a request): until the headers of a request are there, between
 //! two requests, and until the client has room for more of an answer. What else happens within a request has limits of its
-//! own.
+//! own. And what an HTTP/2 connection may send beside its requests.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody};
-use bytes::Bytes;
-use hyper::body::{Frame, SizeHint};
+use axum::body::Body;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Limits;
-use super::body::SLOWEST;
+use super::body::{SLOWEST, Watch, Watched};
+use super::connections::Reason;
 use super::places::Places;
 
 /// What a connection without a request has at shutdown.
 const CLOSING: Duration = Duration::from_secs(1);
+
+/// What an HTTP/2 client may send before it is read, for a stream and for all of a connection's.
+pub const STREAM_WINDOW: u32 = 256 * 1024;
+pub const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Bytes that an HTTP/2 connection may send for nothing: to begin with, and at most. In between it earns some: each request
+/// its headers and the window of its stream, which may fill before it hears that it is refused, and each piece of a body or
+/// an answer its own bytes and the frames about them. Whoever keeps to the protocol never runs out. Whoever sends pings,
+/// settings or window updates without end does, before they are a load: 64 KiB are 4,000 pings, a few milliseconds.
+const FRAMES: u64 = 64 * 1024;
+const MOST_FRAMES: u64 = 4 << 20;
+const A_REQUEST: u64 = STREAM_WINDOW as u64 + 64 * 1024;
+const A_PIECE: u64 = 64;
 
 /// The clock of one connection.
 pub struct Pace {
@@ -39,11 +51,19 @@ impl Pace {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes have come.
-    fn heard(&self) {
-        if self.lock().heard(Instant::now()) {
+    /// So many bytes have come. `false`: no more are read. A client that always has more to read never lets the timers of
+    /// this connection have their turn, so they are asked here too.
+    fn heard(&self, bytes: usize) -> bool {
+        let (now, mut state) = (Instant::now(), self.lock());
+        if state.heard(now) {
             self.changed.notify_one();
         }
+        state.spent(bytes) && (state.requests > 0 || state.deadline.is_none_or(|deadline| now < deadline))
+    }
+
+    /// Why the connection is ended, if its client has had its time or its frames; `None`: for no fault of its own.
+    pub fn fault(&self) -> Option<Reason> {
+        self.lock().fault(Instant::now())
     }
 
     /// Whether any bytes have come.
@@ -100,6 +120,8 @@ struct State {
     waiting: Vec<(u64, Instant)>,
     /// The first bytes of a request's headers have come.
     begun: bool,
+    /// Bytes that may still come for nothing.
+    frames: u64,
     /// Anything at all has come.
     spoken: bool,
     closing: bool,
@@ -119,6 +141,7 @@ impl State {
             count: 0,
             waiting: Vec::new(),
             begun: true,
+            frames: FRAMES,
             spoken: false,
             closing: false,
             deadline: Some(now + headers),
@@ -134,9 +157,38 @@ impl State {
         }
     }
 
+    fn earned(&mut self, bytes: u64) {
+        self.frames = (self.frames + bytes).min(MOST_FRAMES);
+    }
+
+    /// Whether these bytes were still free.
+    fn spent(&mut self, bytes: usize) -> bool {
+        let left = self.frames.checked_sub(bytes as u64);
+        if self.http2 {
+            self.frames = left.unwrap_or(0);
+        }
+        left.is_some() || !self.http2
+    }
+
+    fn fault(&self, now: Instant) -> Option<Reason> {
+        if self.http2 && self.frames == 0 {
+            return Some(Reason::Http2);
+        }
+        match self.deadline() {
+            Some(deadline) if deadline <= now => {}
+            _ => return None,
+        }
+        match () {
+            () if self.requests > 0 => Some(Reason::Unread),
+            () if self.closing || !self.begun => None,
+            () => Some(Reason::Headers),
+        }
+    }
+
     /// So many bytes of an answer were handed out. More are not asked for before the client has room for them.
     fn handed(&mut self, number: u64, bytes: usize, now: Instant) {
         let line = Duration::from_secs_f64(bytes as f64 / SLOWEST as f64);
+        self.earned(bytes as u64 + A_PIECE);
         self.waiting.push((number, now + self.unread + line));
     }
 
@@ -161,6 +213,7 @@ impl State {
         self.requests += 1;
         self.begun = false;
         self.deadline = None;
+        self.earned(A_REQUEST);
         self.count += 1;
         self.count
     }
@@ -197,43 +250,31 @@ impl Drop for Busy {
 
 /// An answer whose pieces must be fetched: an HTTP/2 client that keeps its window closed reads nothing, is alive by all
 /// that TCP can tell, and would keep its connection for good.
-pub struct Fetched {
-    body: Body,
-    busy: Busy,
+pub fn fetched(body: Body, mut busy: Busy) -> Body {
+    // Its headers go out now.
+    busy.came(0);
+    Body::new(Watched { body, watch: busy })
 }
 
-impl Fetched {
-    /// Of an answer whose headers go out now.
-    pub fn body(body: Body, busy: Busy) -> Body {
-        busy.pace.lock().handed(busy.number, 0, Instant::now());
-        Body::new(Self { body, busy })
+impl Watch for Busy {
+    fn asked(&mut self) {
+        self.pace.lock().asked(self.number);
+    }
+
+    fn came(&mut self, bytes: usize) {
+        self.pace.lock().handed(self.number, bytes, Instant::now());
     }
 }
 
-impl HttpBody for Fetched {
-    type Data = Bytes;
-    type Error = axum::Error;
+/// A request's body, whose bytes are not for nothing.
+pub struct Sent(pub Arc<Pace>);
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let number = self.busy.number;
-        self.busy.pace.lock().asked(number);
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        if let Poll::Ready(Some(Ok(frame))) = &frame {
-            let bytes = frame.data_ref().map_or(0, Bytes::len);
-            self.busy.pace.lock().handed(number, bytes, Instant::now());
+impl Watch for Sent {
+    fn came(&mut self, bytes: usize) {
+        // An empty piece is one more frame for nothing.
+        if bytes > 0 {
+            self.0.lock().earned(bytes as u64 + A_PIECE);
         }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -257,8 +298,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
     ) -> Poll<std::io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if buffer.filled().len() > before {
-            self.pace.heard();
+        let bytes = buffer.filled().len() - before;
+        if bytes > 0 && !self.pace.heard(bytes) {
+            return Poll::Ready(Err(std::io::ErrorKind::ConnectionAborted.into()));
         }
         read
     }
@@ -350,6 +392,49 @@ mod tests {
             state.heard(now);
         }
         assert!(late(&state, now));
+    }
+
+    #[test]
+    fn frames_for_nothing_run_out_and_those_of_requests_do_not() {
+        let now = Instant::now();
+        let mut state = state(true, now);
+        assert!(state.spent(FRAMES as usize - 1) && state.fault(now).is_none());
+        assert!(!state.spent(2));
+        assert_eq!(state.fault(now), Some(Reason::Http2));
+
+        let mut state = self::state(true, now);
+        for _ in 0..1000 {
+            // A whole window of a body that is refused unread, and a whole window of one that is read.
+            let number = state.request();
+            assert!(state.spent(STREAM_WINDOW as usize + 1000));
+            state.earned(u64::from(STREAM_WINDOW) + A_PIECE);
+            assert!(state.spent(STREAM_WINDOW as usize + 9));
+            state.answered(number, now, false);
+        }
+        assert!(!state.spent(MOST_FRAMES as usize + 1), "and what was earned is not hoarded");
+        let mut state = self::state(false, now);
+        assert!(state.spent(1 << 30), "HTTP/1 has no frames");
+    }
+
+    #[test]
+    fn a_connection_that_is_ended_has_a_reason_if_its_client_gave_one() {
+        let mut now = Instant::now();
+        for http2 in [false, true] {
+            let mut state = state(http2, now);
+            assert_eq!(state.fault(now), None);
+            now += seconds(10);
+            assert_eq!(state.fault(now), Some(Reason::Headers));
+            let number = state.request();
+            state.handed(number, 0, now);
+            now += seconds(60);
+            assert_eq!(state.fault(now), Some(Reason::Unread));
+            state.answered(number, now, false);
+            now += seconds(120);
+            assert_eq!(state.fault(now), None, "it was kept for long enough");
+            state.heard(now);
+            now += seconds(10);
+            assert_eq!(state.fault(now), (!http2).then_some(Reason::Headers));
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::authority::{Authority, Secure};
 use super::client::{Line, request};
+use super::hostile::counted;
 use super::site::{KEY, Options, Site};
 
 fn site(tls: &Tls) -> Site {
@@ -39,6 +40,8 @@ fn a_request_is_answered_over_tls_and_cleartext_is_told_so() {
     assert_eq!((reply.status, reply.body.contains("https://")), (400, true), "{reply:?}");
     // Another authority's clients do not speak to it, nor it to them.
     assert!(Secure::open(site.address, &Authority::new().trusting(&[], None)).is_err());
+    counted(&site, "cleartext", 1);
+    counted(&site, "tls", 1);
 }
 
 #[test]
@@ -135,6 +138,7 @@ fn an_http2_client_that_reads_nothing_is_closed_however_often_it_pings() {
         assert!(closed.is_ok(), "it held its connection for a minute");
         drop((answer, client));
     });
+    counted(&site, "unread", 1);
 }
 
 #[test]
@@ -225,6 +229,8 @@ fn half_a_preface_and_half_a_handshake_are_closed() {
     let mut stream = TcpStream::connect(site.address).unwrap();
     std::io::Write::write_all(&mut stream, &[0x16, 3, 1]).unwrap();
     closes(stream);
+    counted(&site, "headers", 3);
+    counted(&site, "tls_timeout", 1);
     let good = Secure::open(site.address, &authority.trusting(&["http/1.1"], None)).unwrap();
     assert!(good.ask(&live()).unwrap().starts_with("HTTP/1.1 200 OK"));
 }

@@ -17,6 +17,23 @@ fn limits() -> Limits {
     Limits { first_byte: second, headers: second, body: second, idle: second, ..Limits::default() }
 }
 
+/// Connections that were refused or ended for a reason, as the metrics tell it; empty: for any.
+pub fn refused(site: &Site, reason: &str) -> u64 {
+    let figures = Line::open(site.metrics, &request("GET", "/metrics", &[], "")).reply().body;
+    let rows = figures.lines().filter(|row| row.starts_with("hearth_connections_refused_total{"));
+    let rows = rows.filter(|row| reason.is_empty() || row.contains(&format!("reason=\"{reason}\"")));
+    rows.map(|row| row.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
+/// Waits until so many were.
+pub fn counted(site: &Site, reason: &str, connections: u64) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while refused(site, reason) < connections {
+        assert!(Instant::now() < end, "{reason}: only {} of {connections}", refused(site, reason));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Sends `first`, then `drop` every 100 ms, until the server has closed; how long that took. After a minute the probe has won.
 fn held(address: SocketAddr, first: &[u8], drop: &[u8]) -> Duration {
     let begin = Instant::now();
@@ -93,6 +110,13 @@ fn every_way_to_hold_a_connection_ends_in_its_limit_and_good_traffic_goes_on() {
         assert!(good.join().unwrap() > 0);
     });
     site.quiet();
+    // Each was counted once, but for the idle ones and those who asked without a key: nothing was wrong with them.
+    let all = 8 * (probes.len() as u64 - 2);
+    counted(&site, "", all);
+    assert_eq!(refused(&site, ""), all);
+    for reason in ["first_byte", "headers", "body", "malformed"] {
+        assert!(refused(&site, reason) > 0, "none for {reason}");
+    }
 }
 
 #[test]
@@ -108,6 +132,7 @@ fn more_headers_than_anybody_needs_are_refused() {
         }
         assert_eq!(site.get("/health/live").status, 200);
     }
+    counted(&site, "header_bytes", 2);
     let some: String = (0..60).map(|i| format!("x-{i}: {}\r\n", "y".repeat(200))).collect();
     let text = format!("GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{some}\r\n");
     assert_eq!(Line::open(site.address, text.as_bytes()).reply().status, 200, "a token and its headers fit");

@@ -7,6 +7,7 @@ use hearth::server::{Door, Limits};
 use serde_json::json;
 
 use super::client::{Line, Reply, request};
+use super::hostile::{counted, refused};
 use super::site::{KEY, Options, Site};
 
 fn lists(allow: &str, deny: &str, proxies: &str) -> Addresses {
@@ -33,6 +34,9 @@ fn who_is_not_on_the_list_gets_not_a_byte() {
     assert_eq!(from(&site, "10.1.1.1").unwrap().status, 200);
     door.addresses.store(Arc::new(lists("", "127.0.0.1", "")));
     assert!(from(&site, "10.1.1.1").is_none());
+    // The metrics have a list of their own.
+    counted(&site, "address", 2);
+    assert_eq!(refused(&site, ""), 2);
 }
 
 #[test]
@@ -67,6 +71,7 @@ fn one_address_cannot_take_every_place() {
     let held: Vec<Line> = (0..3).map(|_| Line::open(site.address, b"GET ")).collect();
     // The fourth is closed, as soon as the first three have their places.
     while from(&site, "").is_some() {}
+    counted(&site, "per_address", 1);
     drop(held);
     while from(&site, "").is_none() {}
     // A trusted proxy speaks for many.

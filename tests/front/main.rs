@@ -8,6 +8,7 @@ mod site;
 
 mod authority;
 mod encrypted;
+mod floods;
 mod hostile;
 mod lists;
 mod reload;
