@@ -1,5 +1,5 @@
 //! The audit log (step 11 in the life of a request, and every change that an administrator makes): who did what and
-//! when, a line of JSON each in `audit.jsonl` of the state directory.
+//! when, a line of JSON each in `audit.jsonl` of the state directory; full files stand beside it ([`files`]).
 //!
 //! Lines are only ever added. Each carries the hash of the one before, so that a line that was changed, taken out or put in
 //! breaks the chain ([`check`]). What a chain cannot show is an end that was cut off, or a file that was written anew by
@@ -11,6 +11,7 @@
 
 mod chain;
 mod event;
+mod files;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -20,8 +21,9 @@ use std::time::{Duration, Instant};
 
 pub use chain::{Checked, Damage, Entry, Head, check};
 pub use event::{Event, Who};
+pub use files::Rotation;
 
-use crate::config::{ConfigError, state};
+use crate::config::{ConfigError, Settings, state};
 
 /// Its name in the state directory.
 pub const FILE: &str = "audit.jsonl";
@@ -79,12 +81,18 @@ impl From<AuditError> for ConfigError {
 #[derive(Clone, Debug)]
 pub struct Audit {
     path: PathBuf,
+    rotation: Rotation,
 }
 
 impl Audit {
-    /// Nothing is opened or made before the first record.
+    /// Nothing is opened or made before the first record. It goes on in the file that it finds, however large that is.
     pub fn at(state_dir: &Path) -> Self {
-        Self { path: state_dir.join(FILE) }
+        Self { path: state_dir.join(FILE), rotation: Rotation::default() }
+    }
+
+    /// The same, which closes files as the settings say.
+    pub fn of(settings: &Settings) -> Self {
+        Self { rotation: settings.audit, ..Self::at(&settings.state_dir) }
     }
 
     pub fn path(&self) -> &Path {
@@ -94,23 +102,50 @@ impl Audit {
     /// Writes one record and waits until it is on the disk. It blocks: async code calls it from `spawn_blocking`.
     pub fn record(&self, who: &Who, event: &Event) -> Result<Head, AuditError> {
         let failed = |error| AuditError::Disk { path: self.path.clone(), error };
-        let mut file = self.open().map_err(failed)?;
-        self.lock(&file)?;
-        let (mut last, torn) = self.end(&mut file)?;
+        let (mut file, last, torn) = loop {
+            let mut file = self.open().map_err(failed)?;
+            self.lock(&file)?;
+            if !self.is_current(&file).map_err(failed)? {
+                continue;
+            }
+            let (last, torn, length) = Self::end(&self.path, &mut file)?;
+            match &last {
+                Some(entry) if self.is_full(length, Some(entry)) => self.close(&mut file, entry, torn)?,
+                Some(entry) => break (file, entry.head(), torn),
+                None => match self.begin(&mut file, torn)? {
+                    Some(head) => break (file, head, 0),
+                    None => break (file, Head::default(), torn),
+                },
+            }
+        };
+        let head = self.append(&mut file, torn, last, &[(who, event)])?;
+        tracing::info!(number = head.number, hash = %head.hash, event = event.name(), who = %who, "audit");
+        Ok(head)
+    }
+
+    /// Writes records behind the last whole one, in place of what a crash left of another, and waits until they are on the
+    /// disk.
+    fn append(
+        &self,
+        file: &mut File,
+        torn: u64,
+        mut last: Head,
+        records: &[(&Who, &Event)],
+    ) -> Result<Head, AuditError> {
+        let failed = |error| AuditError::Disk { path: self.path.clone(), error };
         let mut text = String::new();
-        if torn > 0 {
-            // What a crash left of a record that nobody was told of. The new one says that it was there.
-            let (line, head) = last.next(&Who::Server, &Event::TornEntryRemoved { bytes: torn });
+        // What a crash left of a record that nobody was told of. The new one says that it was there.
+        let removed = Event::TornEntryRemoved { bytes: torn };
+        let torn_first = (torn > 0).then_some((&Who::Server, &removed));
+        for (who, event) in torn_first.iter().chain(records) {
+            let (line, head) = last.next(who, event);
+            if line.len() as u64 > LINE {
+                return Err(AuditError::TooLong { bytes: line.len() });
+            }
             text += &line;
             last = head;
         }
-        let (line, head) = last.next(who, event);
-        text += &line;
-        if line.len() as u64 > LINE {
-            return Err(AuditError::TooLong { bytes: line.len() });
-        }
-        let end = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        let whole = end - torn;
+        let whole = file.seek(SeekFrom::End(0)).map_err(failed)? - torn;
         let written =
             file.set_len(whole).and_then(|()| file.write_all(text.as_bytes())).and_then(|()| file.sync_all());
         if let Err(error) = written {
@@ -118,8 +153,7 @@ impl Audit {
             let _ = file.set_len(whole);
             return Err(failed(error));
         }
-        tracing::info!(number = head.number, hash = %head.hash, event = event.name(), who = %who, "audit");
-        Ok(head)
+        Ok(last)
     }
 
     /// Records what has happened already and cannot be taken back. A failure is an error in the log and nothing else.
@@ -130,7 +164,7 @@ impl Audit {
     }
 
     fn open(&self) -> io::Result<File> {
-        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let directory = self.directory();
         state::make_directory(directory)?;
         let mut options = OpenOptions::new();
         options.read(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
@@ -141,7 +175,7 @@ impl Audit {
         let file = options.create(true).open(&self.path)?;
         // Made by root for a server that is not: it must be able to go on writing.
         state::give_to_owner_of(directory, &file)?;
-        File::open(directory)?.sync_all()?;
+        self.sync()?;
         Ok(file)
     }
 
@@ -161,10 +195,10 @@ impl Audit {
         }
     }
 
-    /// The last whole record, and how many bytes of a torn one follow it.
-    fn end(&self, file: &mut File) -> Result<(Head, u64), AuditError> {
-        let failed = |error| AuditError::Disk { path: self.path.clone(), error };
-        let damaged = |what: &str| AuditError::Damaged { path: self.path.clone(), what: what.to_owned() };
+    /// The last whole record if there is one, how many bytes of a torn one follow it, and how long the file is.
+    fn end(path: &Path, file: &mut File) -> Result<(Option<Entry>, u64, u64), AuditError> {
+        let failed = |error| AuditError::Disk { path: path.to_owned(), error };
+        let damaged = |what: &str| AuditError::Damaged { path: path.to_owned(), what: what.to_owned() };
         let length = file.seek(SeekFrom::End(0)).map_err(failed)?;
         // A torn record, the last whole one, and the end of the line before it.
         let from = length.saturating_sub(2 * LINE + 1);
@@ -173,19 +207,16 @@ impl Audit {
         file.read_to_end(&mut tail).map_err(failed)?;
         let whole = tail.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
         let torn = (tail.len() - whole) as u64;
-        if whole == 0 {
-            return match from == 0 && torn <= LINE {
-                true => Ok((Head::default(), torn)),
-                false => Err(damaged("its end is no record")),
-            };
-        }
-        if torn > LINE {
+        if torn > LINE || (whole == 0 && from > 0) {
             return Err(damaged("its end is no record"));
+        }
+        if whole == 0 {
+            return Ok((None, torn, length));
         }
         let lines = &tail[..whole - 1];
         let line = &lines[lines.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1)..];
         let entry = Entry::read(line).map_err(|what| damaged(&what))?;
-        Ok((entry.head(), torn))
+        Ok((Some(entry), torn, length))
     }
 }
 

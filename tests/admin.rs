@@ -159,6 +159,47 @@ fn a_failing_audit_log_fails_the_change_and_not_the_serving() {
 }
 
 #[test]
+fn the_audit_log_goes_on_in_new_files_and_says_what_was_taken_away() {
+    let server = Watched::start(&[("HEARTH__AUDIT__MAX_SIZE", "1KiB")]);
+    for _ in 0..12 {
+        assert_eq!(server.verb(&["reload", "--wait"]).code, 0);
+    }
+    let closed = || {
+        let names = std::fs::read_dir(server.state()).unwrap().flatten().map(|entry| entry.path());
+        let closed = |name: &str| name.starts_with("audit-") && name.ends_with(".jsonl");
+        let mut files: Vec<_> = names
+            .filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(closed))
+            .collect();
+        files.sort();
+        files
+    };
+    let files = closed();
+    assert!(files.len() >= 3, "{files:?}");
+    let shown = server.verb(&["audit", "show", "--last", "1000"]).out;
+    assert_eq!(shown.matches("  reloaded  ").count(), 12, "{shown}");
+    let whole = server.verb(&["audit", "verify"]);
+    assert!(
+        whole.code == 0 && whole.out.starts_with("whole: ") && !whole.out.contains("begins"),
+        "{}",
+        whole.out
+    );
+    let head = whole.out.split_whitespace().last().unwrap().to_owned();
+
+    let second = std::fs::read(&files[1]).unwrap();
+    std::fs::remove_file(&files[1]).unwrap();
+    let found = server.verb(&["audit", "verify"]);
+    assert!(found.code == 1 && found.said.contains("the audit log was changed"), "{}", found.said);
+    assert!(found.said.contains(files[2].to_str().unwrap()), "{}", found.said);
+    std::fs::write(&files[1], second).unwrap();
+
+    std::fs::remove_file(&files[0]).unwrap();
+    let rest = server.verb(&["audit", "verify", "--head", &head]);
+    assert!(rest.code == 0 && rest.out.contains("the chain begins at record "), "{}{}", rest.out, rest.said);
+    let early = server.verb(&["audit", "verify", "--head", &format!("1:{}", "0".repeat(64))]);
+    assert!(early.code == 1 && early.said.contains("before the beginning of what is here"), "{}", early.said);
+}
+
+#[test]
 fn the_console_asks_who_one_is_at_every_path_of_its_own() {
     let server = Watched::start(&[]);
     let at = |method: &str, path: &str, headers: &[(&str, &str)]| {

@@ -72,7 +72,7 @@ impl Admin {
         let history = History::begin(shared.models.clone());
         Arc::new(Self {
             device: status::device(&settings),
-            audit: Audit::at(&settings.state_dir),
+            audit: Audit::of(&settings),
             shared,
             settings,
             addresses,

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::LINE;
 use super::event::{Event, Who};
+use super::files::OPENED;
 
 /// Where a chain stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,6 +147,8 @@ pub enum Damage {
 /// What a whole chain says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
+    /// What the chain begins after: number 0, unless older files were taken away.
+    pub begin: Head,
     pub head: Head,
     /// Bytes of a record that a crash left half-written; nobody was told of it.
     pub torn: u64,
@@ -153,42 +156,86 @@ pub struct Checked {
     pub passed: Option<bool>,
 }
 
-/// Reads a whole log, checks the chain and hands on every record. `through` is a head noted earlier.
+/// Reads one file, checks the chain and hands on every record. `through` is a head noted earlier.
 pub fn check(
-    mut reader: impl BufRead,
+    reader: impl BufRead,
     through: Option<&Head>,
     mut each: impl FnMut(Entry),
 ) -> Result<Checked, Damage> {
-    let mut head = Head::default();
-    let mut passed = through.map(|through| *through == head);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let broken = |what: String| Damage::Line { line: head.number + 1, what };
-        let read = io::Read::take(&mut reader, LINE + 1).read_until(b'\n', &mut line)? as u64;
-        if line.last() != Some(&b'\n') {
-            return match read > LINE {
-                true => Err(broken("it is longer than a record can be".to_owned())),
-                false => Ok(Checked { head, torn: read, passed }),
-            };
+    let mut walk = Walk::through(through);
+    let torn = walk.file(reader, &mut each)?;
+    Ok(walk.done(torn))
+}
+
+/// The way through the files of a log, the oldest first.
+pub(super) struct Walk<'a> {
+    begin: Head,
+    head: Head,
+    through: Option<&'a Head>,
+    passed: bool,
+    /// Of the file that is read.
+    lines: u64,
+}
+
+impl<'a> Walk<'a> {
+    pub fn through(through: Option<&'a Head>) -> Self {
+        let begin = Head::default();
+        let passed = through == Some(&begin);
+        Self { head: begin.clone(), begin, through, passed, lines: 0 }
+    }
+
+    /// How many lines the last file has, up to what is wrong with it.
+    pub fn lines(&self) -> u64 {
+        self.lines
+    }
+
+    /// Reads the next file. How many bytes of a torn record are at its end.
+    pub fn file(&mut self, mut reader: impl BufRead, each: &mut impl FnMut(Entry)) -> Result<u64, Damage> {
+        let mut line = Vec::new();
+        self.lines = 0;
+        loop {
+            line.clear();
+            let number = self.lines + 1;
+            let broken = |what: String| Damage::Line { line: number, what };
+            let read = io::Read::take(&mut reader, LINE + 1).read_until(b'\n', &mut line)? as u64;
+            if line.last() != Some(&b'\n') {
+                return match read > LINE {
+                    true => Err(broken("it is longer than a record can be".to_owned())),
+                    false => Ok(read),
+                };
+            }
+            let entry = Entry::read(&line[..line.len() - 1]).map_err(broken)?;
+            // The first record of all may be that of a later file: the older ones were taken away, as sites do.
+            if self.head.number == 0 && entry.number > 1 && entry.event == OPENED {
+                self.head = Head { number: entry.number - 1, hash: entry.prev.clone() };
+                self.begin = self.head.clone();
+                self.passed |= self.through == Some(&self.begin);
+            }
+            if entry.number != self.head.number + 1 || entry.prev != self.head.hash {
+                let what = format!(
+                    "it says that it is record {} after {}…, but record {} after {}… is due: something was taken out, put \
+                     in or moved",
+                    entry.number,
+                    brief(&entry.prev),
+                    self.head.number + 1,
+                    brief(&self.head.hash)
+                );
+                return Err(broken(what));
+            }
+            self.lines = number;
+            self.head = entry.head();
+            self.passed |= self.through == Some(&self.head);
+            each(entry);
         }
-        let entry = Entry::read(&line[..line.len() - 1]).map_err(broken)?;
-        if entry.number != head.number + 1 || entry.prev != head.hash {
-            let what = format!(
-                "it says that it is record {} after {}…, but record {} after {}… is due: something was taken out, put in or \
-                 moved",
-                entry.number,
-                brief(&entry.prev),
-                head.number + 1,
-                brief(&head.hash)
-            );
-            return Err(broken(what));
+    }
+
+    pub fn done(self, torn: u64) -> Checked {
+        Checked {
+            begin: self.begin,
+            head: self.head,
+            torn,
+            passed: self.through.is_some().then_some(self.passed),
         }
-        head = entry.head();
-        if through == Some(&head) {
-            passed = Some(true);
-        }
-        each(entry);
     }
 }
 

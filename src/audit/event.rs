@@ -140,6 +140,14 @@ pub enum Event {
         of: String,
         what: String,
     },
+    /// The last record of a file that is full.
+    FileClosed,
+    /// The first record of the file after it.
+    FileOpened {
+        after: String,
+        /// Older files that were taken away, as `audit.keep` says.
+        removed: Vec<String>,
+    },
     /// A crash left half a record; it was taken away before the next one.
     TornEntryRemoved {
         bytes: u64,

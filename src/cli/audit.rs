@@ -1,15 +1,14 @@
 //! `hearth audit`: read the audit log, and check its chain.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{BufReader, ErrorKind, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Subcommand;
 use serde_json::json;
 
 use super::{CliError, Common, Exit};
-use crate::audit::{self, Audit, Checked, Entry, Head};
+use crate::audit::{Audit, Checked, Damage, Entry, Head};
 use crate::config::Settings;
 
 #[derive(Subcommand)]
@@ -55,35 +54,35 @@ fn log(common: &Common, state_dir: Option<PathBuf>) -> Result<Audit, CliError> {
     if let Some(directory) = state_dir {
         layers.flag("--state-dir", "server.state_dir", directory.display().to_string())?;
     }
-    Ok(Audit::at(&Settings::of(&layers)?.state_dir))
+    Ok(Audit::of(&Settings::of(&layers)?))
 }
 
-/// Reads all of it. A log that is not there is one without records.
+/// Reads all of its files. A log that is not there is one without records.
 fn read(audit: &Audit, through: Option<&Head>, each: impl FnMut(Entry)) -> Result<Checked, CliError> {
-    let path = audit.path().display().to_string();
-    let file = match File::open(audit.path()) {
-        Ok(file) => file,
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            let passed = through.map(|through| *through == Head::default());
-            return Ok(Checked { head: Head::default(), torn: 0, passed });
-        }
-        Err(e) => {
-            return Err(CliError::new(Exit::Failed, format!("the audit log cannot be read: {e}"))
-                .at(path)
-                .fix("run it as the server's user, or as root"));
-        }
-    };
-    // A record in the making would look like a torn one.
-    let _ = file.lock_shared();
-    audit::check(BufReader::new(file), through, each).map_err(|damage| {
-        CliError::new(Exit::Failed, format!("the audit log was changed: {damage}")).at(path).fix(
-            "keep the file as evidence; what is before that line is whole. Once it is moved away, a new log begins",
-        )
+    audit.check(through, each).map_err(|(path, damage)| {
+        let (what, fix) = match damage {
+            Damage::Read(e) => {
+                (format!("the audit log cannot be read: {e}"), "run it as the server's user, or as root")
+            }
+            damage => (
+                format!("the audit log was changed: {damage}"),
+                "keep all of its files as evidence; what is before that line is whole. Once they are moved away, a new \
+                 log begins",
+            ),
+        };
+        CliError::new(Exit::Failed, what).at(path.display().to_string()).fix(fix)
     })
 }
 
 fn verify(audit: &Audit, noted: Option<&Head>, json: bool) -> Result<(), CliError> {
     let checked = read(audit, noted, |_| {})?;
+    let begin = &checked.begin;
+    if let Some(noted) = noted.filter(|noted| checked.passed == Some(false) && noted.number < begin.number) {
+        let what = format!("{noted} is before the beginning of what is here: record {}", begin.number + 1);
+        let fix =
+            "put the older files (audit-N.jsonl) back beside the log, or check a head that was noted later";
+        return Err(CliError::new(Exit::Failed, what).at(audit.path().display().to_string()).fix(fix));
+    }
     if checked.passed == Some(false) {
         let noted = noted.map(Head::to_string).unwrap_or_default();
         let what = format!(
@@ -95,12 +94,19 @@ fn verify(audit: &Audit, noted: Option<&Head>, json: bool) -> Result<(), CliErro
     }
     let mut out = std::io::stdout().lock();
     if json {
-        let object = json!({"whole": true, "records": checked.head.number, "head": checked.head.to_string(),
+        let object = json!({"whole": true, "records": checked.head.number - begin.number, "after": begin.to_string(), "head": checked.head.to_string(),
                             "torn_bytes": checked.torn, "path": audit.path().display().to_string()});
         writeln!(out, "{object}")?;
         return Ok(());
     }
-    writeln!(out, "whole: {} records, head {}", checked.head.number, checked.head)?;
+    writeln!(out, "whole: {} records, head {}", checked.head.number - begin.number, checked.head)?;
+    if begin.number > 0 {
+        writeln!(
+            out,
+            "the chain begins at record {}: the files before it were taken away",
+            begin.number + 1
+        )?;
+    }
     if checked.torn > 0 {
         eprintln!(
             "  a crash left {} bytes of a record at its end; the next record takes them away",

@@ -229,7 +229,7 @@ impl Host for Here<'_> {
             sha256: opened.digest.clone(),
             signed_by: opened.signed_by.clone(),
         };
-        let recorded = Audit::at(&self.settings.state_dir).record(&Who::caller(), &event);
+        let recorded = Audit::of(self.settings).record(&Who::caller(), &event);
         recorded.map(|_| ()).map_err(|e| StoreError::from(e).into())
     }
 

@@ -364,7 +364,7 @@ fn signing(verb: &Rotate, common: &Common) -> Result<(), CliError> {
             ));
         }
     }
-    let audit = Audit::at(&settings.state_dir);
+    let audit = Audit::of(&settings);
     let event = Event::SigningKeyRotated { revoked: verb.revoke };
     let record = || Ok(audit.record(&Who::caller(), &event).map(|_| ())?);
     let tokens = match verb.revoke {

@@ -92,7 +92,7 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
     let tls = settings.front.tls.as_ref().map(Material::read).transpose()?.map(Tls::new);
     let (key, made) = FirstKey::of(&settings)?;
     let access = Arc::new(Access::open(key.clone(), &settings.state_dir, settings.quotas)?);
-    let audit = Audit::at(&settings.state_dir);
+    let audit = Audit::of(&settings);
     if !layers.unused().is_empty() {
         let names = layers.unused().join(", ");
         tracing::info!("variables of GitLab's own gateway that are not used here: {names}");

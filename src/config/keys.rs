@@ -264,6 +264,18 @@ pub const KEYS: &[Key] = &[
         "socket of `hearth status`, `reload` and their like; empty: admin.sock in the runtime or state directory",
     ),
     key(
+        "audit.max_size",
+        Kind::Size,
+        "64MiB",
+        "size at which a file of the audit log is closed and the next one begun; 0: never",
+    ),
+    key(
+        "audit.keep",
+        Kind::Number(0, 100_000),
+        "0",
+        "closed files of the audit log that are kept, the oldest go first; 0: all of them",
+    ),
+    key(
         "console.listen",
         Kind::OptionalAddress,
         "127.0.0.1:5053",

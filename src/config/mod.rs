@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::access::{Amounts, Quotas};
+use crate::audit::Rotation;
 pub use entries::{ModelEntry, UpstreamEntry};
 pub use front::Front;
 pub use gitlab::GitLab;
@@ -83,6 +84,8 @@ pub struct Settings {
     pub log_format: String,
     /// `None`: in the runtime or the state directory.
     pub admin_socket: Option<PathBuf>,
+    /// When a file of the audit log is closed, and how many are kept.
+    pub audit: Rotation,
     /// `None`: no console.
     pub console: Option<SocketAddr>,
     pub console_hosts: Vec<String>,
@@ -142,6 +145,10 @@ impl Settings {
             admin_socket: Some(layers.text("admin.socket"))
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from),
+            audit: Rotation {
+                max_size: keys::size(layers.text("audit.max_size")).expect("bug: checked by its row"),
+                keep: layers.number("audit.keep")? as usize,
+            },
             console: console(layers)?,
             console_hosts: layers
                 .text("console.hosts")

@@ -138,7 +138,7 @@ pub struct Recorder {
 
 impl Recorder {
     pub fn new(settings: &Settings) -> Self {
-        Self { audit: Audit::at(&settings.state_dir), imported: Cell::new(false) }
+        Self { audit: Audit::of(settings), imported: Cell::new(false) }
     }
 
     pub fn imported(&self, manifest: &Manifest) -> Result<(), StoreError> {

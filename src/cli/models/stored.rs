@@ -122,7 +122,7 @@ pub fn remove(verb: Remove, common: &Common) -> Result<(), CliError> {
         // One whose manifest is damaged can be removed too.
         let sha256 = store.get(&name).map_or_else(|_| String::new(), |stored| stored.manifest.digest());
         let event = Event::ModelRemoved { name, sha256 };
-        Audit::at(&settings.state_dir).record(&Who::caller(), &event).map_err(store::StoreError::from)?;
+        Audit::of(&settings).record(&Who::caller(), &event).map_err(store::StoreError::from)?;
     }
     let freed = store.remove(&verb.name, &lock)?;
     eprintln!(
