@@ -2,14 +2,18 @@
 //! request gets does not depend on who else is there.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use hearth::engine::device::OnDevice;
 use hearth::engine::handle::{Config, Engine, Tokens};
 use hearth::engine::local::Local;
 use hearth::engine::request::{Event, Request, Sampling};
+use hearth::engine::room::{Room, RoomError, Wanted};
 use hearth_kernels::Context;
+use hearth_kernels::cuda::driver::{Device, Driver};
 use hearth_kernels::cuda::emulated::{Emulated, Order};
 use hearth_models::checkpoint::Checkpoint;
+use hearth_models::memory::Memory;
 use hearth_models::{decoder, device};
 
 const BLOCKS: usize = 64;
@@ -195,4 +199,101 @@ fn a_device_short_of_blocks_preempts_and_loses_nothing() {
     let status = handle.status();
     assert!(status.preemptions > 0, "{status:?}");
     assert_eq!(status.blocks_used, 0, "{status:?}");
+}
+
+/// A device of so much memory, with room made on it for keys and values.
+fn roomy(memory: usize, wanted: Wanted) -> (Arc<Emulated>, Result<(OnDevice, Room), RoomError>) {
+    let emulated = Emulated::new(Order::Shuffled, memory);
+    let device: Device = emulated.clone();
+    let options = device::Options {
+        quantize: None,
+        kv: device::KvType::Bf16,
+        rows: 32,
+        logits: 20,
+        context: 64,
+        blocks: 24,
+        strict: true,
+        graphs: true,
+    };
+    let checkpoint = checkpoint();
+    let said = Memory::on_device(&checkpoint, &options);
+    let load =
+        |options: &_| device::Decoder::load(&device, &checkpoint, options, &mut |_| ()).map_err(Box::new);
+    let made = Room::make(&device, &options, wanted, &said, load);
+    (emulated, made)
+}
+
+/// Requests that come and go while steps are made; what those that stayed were told.
+fn throng(executor: OnDevice, at_every_turn: &mut dyn FnMut()) -> (Vec<Vec<Event>>, u64) {
+    let (handle, mut engine) = Engine::inline(Box::new(executor), Config { chunk: Some(24), ..config() });
+    let mut state = 7u32;
+    let mut draw = |below: u32| {
+        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+        (state >> 16) % below
+    };
+    let mut streams = Vec::new();
+    for i in 0..14 {
+        let asked = request(i % 8);
+        let prompt: Vec<u32> = asked.prompt.iter().copied().take(1 + draw(40) as usize).collect();
+        let max_tokens = (20 + draw(24)).min(64 - prompt.len() as u32);
+        let asked = Request { max_tokens, prompt: prompt.into(), ..asked };
+        streams.push(handle.submit(asked).unwrap());
+        for _ in 0..draw(3) {
+            engine.turn();
+            at_every_turn();
+        }
+        if i % 5 == 4 {
+            drop(streams.remove(draw(streams.len() as u32) as usize));
+        }
+    }
+    while engine.turn() {
+        at_every_turn();
+    }
+    (streams.iter_mut().map(hear).collect(), handle.status().preemptions)
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+#[allow(clippy::print_stdout)] // the sum is worth seeing
+fn keys_and_values_get_what_the_largest_steps_leave_and_serving_takes_no_memory() {
+    const MEMORY: usize = 1 << 30;
+    let any = Wanted { least: 4, most: 24, share: u64::MAX };
+    let (_device, made) = roomy(MEMORY, any);
+    let (ample, room) = made.unwrap();
+    assert_eq!(room.blocks, 24, "as many as were asked for: {room:?}");
+    assert_eq!(room.captured, 6, "steps of 1, 2, 4, 8, 16 and 32 rows");
+    let (one, taken) = (room.block_bytes as usize, MEMORY - (room.left + room.kv_bytes()) as usize);
+    assert_eq!(taken as u64, room.weights + room.buffers + room.driver, "the sum is all there is: {room:?}");
+    assert!(room.driver > 0, "kernels and captured steps take memory, too");
+    let (wanted, _) = throng(ample, &mut || ());
+
+    // Room for nine blocks, with what is left to the driver.
+    let nine = taken + 9 * one * 32 / 31 + one / 2;
+    let (device, made) = roomy(nine, any);
+    let (small, room) = made.unwrap();
+    assert_eq!(room.blocks, 9, "{room:?}");
+    let (before, free) = (device.allocations(), device.memory().unwrap().0);
+    let mut turns = 0;
+    let (heard, preemptions) = throng(small, &mut || {
+        turns += 1;
+        assert_eq!(device.allocations(), before, "memory was taken in turn {turns}");
+    });
+    assert!(preemptions > 0, "nine blocks are too few for all");
+    assert_eq!(heard, wanted, "what pages a device has changes no answer");
+    println!("{turns} turns, {preemptions} preemptions, {free} bytes free of {nine}");
+
+    // A share smaller than the device.
+    let (_, made) = roomy(MEMORY, Wanted { share: (taken + 5 * one) as u64, ..any });
+    assert_eq!(made.unwrap().1.blocks, 5);
+    // Asked for by name: exactly so many, or a refusal with the sum.
+    let asked = Wanted { least: 9, most: 9, share: u64::MAX };
+    assert_eq!(roomy(nine, asked).1.unwrap().1.blocks, 9);
+    let (_, refused) = roomy(taken + 6 * one, asked);
+    let refused = refused.err().expect("nine blocks in the room of six").to_string();
+    println!("{refused}");
+    for part in
+        ["for 144 tokens", "measured", "said", "6 captured steps", "keys and values of 144 tokens", "`kv`"]
+    {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
 }

@@ -216,6 +216,11 @@ impl Driver for Other {
         self.0.capture(work)
     }
 
+    unsafe fn forget(&self, graph: Graph) {
+        // SAFETY: as above.
+        unsafe { self.0.forget(graph) }
+    }
+
     unsafe fn replay(&self, graph: Graph) -> Result<(), DeviceError> {
         // SAFETY: as above.
         unsafe { self.0.replay(graph) }

@@ -10,11 +10,11 @@ use super::flags::{ModelFlags, the_built_in};
 use super::terminal::Progress;
 use super::{CliError, Common, Exit};
 use crate::config::Settings;
-use crate::engine::device::OnDevice;
 use crate::engine::executor::Executor;
 use crate::engine::handle::{Config, Engine};
 use crate::engine::local::Local;
 use crate::engine::replicas::Replicas;
+use crate::engine::room::{Room, RoomError};
 use crate::fit::{Opened, Place, Plan, Spot};
 use crate::openai::answers::now;
 use crate::served::Served;
@@ -117,10 +117,20 @@ fn executor(model: &Opened<'_>, name: &str, place: &Place) -> Result<Box<dyn Exe
         }
         Place::Gpu(device) => {
             let options = model.packing.on_gpu(&model.options);
-            let decoder =
-                device::Decoder::load(device, &model.checkpoint, &options, &mut |done| progress.at(done));
-            let decoder = decoder.map_err(|e| failed(e.to_string()))?;
-            Box::new(OnDevice::new(device, decoder).map_err(|e| failed(e.to_string()))?)
+            let load = |options: &_| {
+                device::Decoder::load(device, &model.checkpoint, options, &mut |done| progress.at(done))
+                    .map_err(Box::new)
+            };
+            let (executor, room) = Room::make(device, &options, model.wanted, &model.memory, load).map_err(
+                |error| match error {
+                    RoomError::Full { .. } => {
+                        CliError::new(Exit::Memory, format!("model {}: {error}", model.entry.name))
+                    }
+                    error => failed(error.to_string()),
+                },
+            )?;
+            eprint!("{name}\n{}", room.beside(&model.memory));
+            Box::new(executor)
         }
     };
     progress.done(bytes);

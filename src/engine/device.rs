@@ -108,6 +108,23 @@ impl OnDevice {
         })
     }
 
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Captures the steps that are not captured yet; returns how many are.
+    pub(super) fn capture(&mut self) -> Result<usize, DeviceError> {
+        self.decoder.capture()
+    }
+
+    /// Exchanges the blocks of keys and values for `blocks` new ones, before the first request.
+    pub(super) fn hold(&mut self, blocks: usize) -> Result<(), DeviceError> {
+        self.decoder.hold(blocks)?;
+        self.decoder.capture()?;
+        self.capacity.blocks = blocks as u32;
+        Ok(())
+    }
+
     /// Enqueues the drawing of `rows`, whose results lie from row `at` on.
     fn draw(&mut self, turn: usize, at: usize, records: usize) -> Result<(), DeviceError> {
         let Self { device, decoder, sample, asked, changed, outcomes, alternatives, .. } = self;

@@ -13,6 +13,7 @@ mod plan;
 mod prefix;
 pub mod replicas;
 pub mod request;
+pub mod room;
 #[cfg(test)]
 mod scenarios;
 pub mod scripted;

@@ -10,6 +10,7 @@ use super::files::{Files, as_imported, papers};
 use super::packing::{Packing, format_of, lost_on_a_gpu};
 use super::spot::Place;
 use crate::config::{ModelEntry, Settings};
+use crate::engine::room::Wanted;
 use crate::store::Papers;
 use crate::text::Text;
 
@@ -23,6 +24,8 @@ pub struct Opened<'a> {
     pub text: Text,
     pub options: Options,
     pub packing: Packing,
+    /// Blocks of keys and values that are wanted, should the model be served on a GPU: how many fit is measured there.
+    pub wanted: Wanted,
     pub memory: Memory,
     pub notice: Option<String>,
     pub papers: Papers,
@@ -101,6 +104,11 @@ impl<'a> Opened<'a> {
         let memory = sum(&options);
         let format = format_of(checkpoint.main_dtype().as_str(), entry, matches!(place, Place::Gpu(_)));
         let papers = Papers { format, ..papers(entry, settings, spec, compared.as_ref()) };
-        Ok(Self { entry, checkpoint, text, options, packing, memory, notice, papers, remarks })
+        let wanted = match entry.kv {
+            0 => Wanted { least: whole, most: whole * settings.sequences as usize, share },
+            // As asked, whatever it leaves to the other models: the plan has added them up.
+            _ => Wanted { least: options.blocks, most: options.blocks, share: u64::MAX },
+        };
+        Ok(Self { entry, checkpoint, text, options, packing, wanted, memory, notice, papers, remarks })
     }
 }

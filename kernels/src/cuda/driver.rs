@@ -98,6 +98,12 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// Lets `work` enqueue without anything being done, and keeps what it enqueued.
     fn capture(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError>;
 
+    /// Gives back what was captured; its number is not used again.
+    ///
+    /// # Safety
+    /// Nothing of it is still under way, and it is not replayed any more.
+    unsafe fn forget(&self, graph: Graph);
+
     /// Enqueues what was captured, with the arguments that it was captured with.
     ///
     /// # Safety

@@ -5,7 +5,7 @@
 //! early, or reads too early, shows as a wrong result.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -49,8 +49,30 @@ struct Queue {
     times: Vec<f64>,
     graphs: Vec<Vec<Work>>,
     capturing: Option<Vec<Work>>,
+    /// Bytes that are taken, by whatever takes any.
     allocated: usize,
+    /// Kernels that were launched, which is when a driver loads them.
+    loaded: HashSet<u32>,
+    /// How often memory was taken, of the device or of the host.
+    allocations: u64,
 }
+
+impl Queue {
+    fn take(&mut self, bytes: usize, total: usize) -> Result<(), DeviceError> {
+        let free = total - self.allocated.min(total);
+        if bytes > free {
+            return Err(DeviceError::Memory { wanted: bytes, free, total });
+        }
+        self.allocated += bytes;
+        self.allocations += 1;
+        Ok(())
+    }
+}
+
+/// What a kernel takes once it was launched, and a launch once it was captured: about what a GPU's do, so that a sum of
+/// buffers alone is not all.
+const CODE: usize = 64 << 10;
+const NODE: usize = 1 << 10;
 
 struct Library {
     find: unsafe extern "C" fn(*const c_char) -> c_int,
@@ -79,9 +101,20 @@ impl Emulated {
     /// Compiles the kernels, once a process, and opens them. Needs g++ (CXX names another compiler). `memory` is what
     /// the device says it has.
     pub fn open(order: Order, memory: usize) -> Device {
+        Self::new(order, memory)
+    }
+
+    /// The same, for who asks it for more than a device can tell.
+    pub fn new(order: Order, memory: usize) -> Arc<Self> {
         static LIBRARY: OnceLock<Library> = OnceLock::new();
         let library = LIBRARY.get_or_init(|| Library::load(&compile()));
         Arc::new(Self { library, order, memory, queue: Mutex::default() })
+    }
+
+    /// How often memory was taken so far, on the device or on the host for it; captured steps and kernels that were loaded
+    /// count.
+    pub fn allocations(&self) -> u64 {
+        self.queue().allocations
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -167,11 +200,7 @@ impl Driver for Emulated {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
-        let (free, total) = self.memory()?;
-        if bytes > free {
-            return Err(DeviceError::Memory { wanted: bytes, free, total });
-        }
-        self.queue().allocated += bytes;
+        self.queue().take(bytes, self.memory)?;
         // SAFETY: the layout is of at least one byte. Filled with NaN in every type: nothing there counts as written.
         let memory = unsafe {
             let memory = alloc(layout(bytes));
@@ -189,6 +218,7 @@ impl Driver for Emulated {
     }
 
     fn allocate_host(&self, bytes: usize) -> Result<*mut u8, DeviceError> {
+        self.queue().allocations += 1;
         // SAFETY: the layout is of at least one byte.
         Ok(unsafe { alloc(layout(bytes)) })
     }
@@ -215,6 +245,9 @@ impl Driver for Emulated {
         let count = unsafe { (self.library.arguments)(launch.kernel.0 as c_int, sizes.as_mut_ptr()) };
         let given: Vec<c_uint> = launch.arguments().1.iter().map(|size| (*size).into()).collect();
         assert_eq!(&sizes[..count as usize], given, "bug: not the arguments of the kernel: {launch:?}");
+        if self.queue().loaded.insert(launch.kernel.0) {
+            self.queue().take(CODE, self.memory)?;
+        }
         self.enqueue(Work::Launch(*launch));
         Ok(())
     }
@@ -246,8 +279,15 @@ impl Driver for Emulated {
         let queue = &mut *self.queue();
         let captured = queue.capturing.take().expect("bug: a capture inside a capture");
         result?;
+        queue.take(captured.len() * NODE, self.memory)?;
         queue.graphs.push(captured);
         Ok(Graph(queue.graphs.len() as u32 - 1))
+    }
+
+    unsafe fn forget(&self, Graph(graph): Graph) {
+        let queue = &mut *self.queue();
+        let captured = std::mem::take(&mut queue.graphs[graph as usize]);
+        queue.allocated -= captured.len() * NODE;
     }
 
     unsafe fn replay(&self, graph: Graph) -> Result<(), DeviceError> {

@@ -28,7 +28,8 @@ pub struct Gpu {
 struct State {
     functions: Vec<CUfunction>,
     named: HashMap<String, u32>,
-    graphs: Vec<CUgraphExec>,
+    /// None where one was given back.
+    graphs: Vec<Option<CUgraphExec>>,
     events: Vec<CUevent>,
     marks: u64,
 }
@@ -63,7 +64,11 @@ impl Gpu {
                 // SAFETY: an image that nvcc wrote, which says itself how long it is.
                 .map(|image| unsafe { result::module::load_data(image.as_ptr().cast()) })
                 .collect::<Result<_, _>>()?;
-            Ok(Self { facts, stream, modules, state: Mutex::default() })
+            // All at once, so that no step has to make one.
+            let event = |_| result::event::create(CUevent_flags::CU_EVENT_DEFAULT);
+            let events = (0..MARKS).map(event).collect::<Result<_, _>>()?;
+            let state = Mutex::new(State { events, ..State::default() });
+            Ok(Self { facts, stream, modules, state })
         };
         open().map_err(|error| Absent::Device { ordinal, reason: error.to_string() })
     }
@@ -222,11 +227,6 @@ impl Driver for Gpu {
         let stream = self.bound()?;
         let state = &mut *self.state();
         let mark = state.marks;
-        if mark < MARKS {
-            let event =
-                result::event::create(CUevent_flags::CU_EVENT_DEFAULT).map_err(failed("cuEventCreate"))?;
-            state.events.push(event);
-        }
         // SAFETY: an event and a stream of this context.
         unsafe { result::event::record(state.events[(mark % MARKS) as usize], stream) }
             .map_err(failed("cuEventRecord"))?;
@@ -282,13 +282,23 @@ impl Driver for Gpu {
         // SAFETY: both are there.
         unsafe { result::graph::upload(graph, stream) }.map_err(failed("cuGraphUpload"))?;
         let state = &mut *self.state();
-        state.graphs.push(graph);
+        state.graphs.push(Some(graph));
         Ok(Graph(state.graphs.len() as u32 - 1))
+    }
+
+    unsafe fn forget(&self, graph: Graph) {
+        if self.bound().is_ok()
+            && let Some(graph) = self.state().graphs[graph.0 as usize].take()
+        {
+            // SAFETY: instantiated by this driver and taken out; the caller promises that it is at rest.
+            let _ = unsafe { result::graph::exec_destroy(graph) };
+        }
     }
 
     unsafe fn replay(&self, graph: Graph) -> Result<(), DeviceError> {
         let stream = self.bound()?;
-        let graph = self.state().graphs[graph.0 as usize];
+        let graph =
+            self.state().graphs[graph.0 as usize].expect("bug: a graph was replayed after it was given back");
         // SAFETY: captured by this driver; the places that it uses are the caller's promise.
         unsafe { result::graph::launch(graph, stream) }.map_err(failed("cuGraphLaunch"))
     }
@@ -302,7 +312,7 @@ impl Drop for Gpu {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: nothing is under way, and nobody can name any of these any more.
         unsafe {
-            state.graphs.drain(..).for_each(|graph| _ = result::graph::exec_destroy(graph));
+            state.graphs.drain(..).flatten().for_each(|graph| _ = result::graph::exec_destroy(graph));
             state.events.drain(..).for_each(|event| _ = result::event::destroy(event));
             self.modules.drain(..).for_each(|module| _ = result::module::unload(module));
         }

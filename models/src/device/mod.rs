@@ -10,6 +10,7 @@ mod launches;
 mod meta;
 mod pages;
 mod random;
+mod rehearsal;
 mod weights;
 
 use std::collections::HashMap;
