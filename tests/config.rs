@@ -83,6 +83,13 @@ fn mistakes_are_told_with_their_place_and_the_way_out() {
         ("[server]\nlisten = \"5052\"", "`server.listen` is \"5052\"", "an address with a port"),
         ("[server]\ndrain = \"30\"", "`server.drain` is \"30\"", "a number without quotes"),
         ("[server]\ndrain = -1", "`server.drain` is \"-1\"", "from 0 to 86400"),
+        ("[server]\nmax_headers = 5", "`server.max_headers` is \"5\"", "from 16 to 1024"),
+        ("[server]\nmax_body = \"1GiB\"", "`server.max_body` is \"1GiB\"", "from 64KiB to 256MiB"),
+        (
+            "[server]\nmax_body = \"128MiB\"",
+            "server.max_body is 128MiB, and all bodies together may be 64MiB",
+            "raise server.max_bodies",
+        ),
         ("[engine]\nprefix_cache = 1", "`engine.prefix_cache` is 1", "true or false"),
         ("[log]\nlevel = \"loud\"", "`log.level` is \"loud\"", "one of error, warn, info"),
         ("drain = 1", "`drain` stands outside a section", "settings are in sections: [server], [engine], "),

@@ -11,7 +11,7 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, italic, roman};
 
 use super::{Cli, CliError, Exit};
-use crate::config::keys::{KEYS, Key, Kind, MODEL_KEYS, UPSTREAM_KEYS};
+use crate::config::keys::{KEYS, Key, Kind, MODEL_KEYS, UPSTREAM_KEYS, of_size};
 use crate::config::layers::FILE;
 
 const VERSION: &str = concat!("hearth ", env!("CARGO_PKG_VERSION"));
@@ -152,6 +152,7 @@ fn form(kind: Kind) -> String {
         }
         Kind::Switch => "true | false".to_owned(),
         Kind::Size => "size, like \"8GiB\"".to_owned(),
+        Kind::SizeWithin(low, high) => format!("size from {} to {}", of_size(low), of_size(high)),
         Kind::List => "list of texts".to_owned(),
         Kind::Url => "URL".to_owned(),
         Kind::Path => "path".to_owned(),

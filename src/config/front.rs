@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::keys::size;
 use super::{ConfigError, Layers};
 use crate::server::Limits;
 use crate::server::addresses::{Addresses, Networks};
@@ -26,6 +27,16 @@ impl Front {
     pub fn of(layers: &Layers) -> Result<Self, ConfigError> {
         let seconds = |name| layers.number(name).map(Duration::from_secs);
         let networks = |name: &str| layers.parse::<Networks>(name);
+        let bytes = |name| size(layers.text(name)).expect("bug: checked by its row") as usize;
+        let (body, bodies) = (bytes("server.max_body"), bytes("server.max_bodies"));
+        if body > bodies {
+            let (body, bodies) = (layers.text("server.max_body"), layers.text("server.max_bodies"));
+            let what = format!(
+                "server.max_body is {body}, and all bodies together may be {bodies} (server.max_bodies)"
+            );
+            let fix = "raise server.max_bodies to a few times server.max_body, or lower server.max_body";
+            return Err(ConfigError::new(layers.origin("server.max_body"), what, fix));
+        }
         let proxies = networks("server.trusted_proxies")?;
         Ok(Self {
             tls: tls(layers)?,
@@ -46,9 +57,13 @@ impl Front {
                 headers: seconds("server.header_timeout")?,
                 body: seconds("server.body_timeout")?,
                 idle: seconds("server.idle_timeout")?,
+                unread: seconds("server.unread_timeout")?,
+                header_count: layers.number("server.max_headers")? as usize,
+                header_bytes: bytes("server.max_header_bytes"),
+                body_bytes: body,
+                bodies,
                 drain_delay: seconds("server.drain_delay")?,
                 drain: seconds("server.drain")?,
-                ..Limits::default()
             },
             step: seconds("server.step_timeout")?,
         })

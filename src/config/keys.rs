@@ -25,6 +25,8 @@ pub enum Kind {
     Secret,
     /// Bytes: `512MiB`, `8GiB`, or a plain number.
     Size,
+    /// The same within a range.
+    SizeWithin(u64, u64),
     Text,
     /// Several texts: a list, or one text with commas.
     List,
@@ -49,6 +51,8 @@ const fn key(name: &'static str, kind: Kind, default: &'static str, about: &'sta
 /// A day: no time limit is longer.
 const DAY: u64 = 86_400;
 const MILLION: u64 = 1_000_000;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
 
 pub const KEYS: &[Key] = &[
     key(
@@ -107,6 +111,31 @@ pub const KEYS: &[Key] = &[
         Kind::Number(1, DAY),
         "120",
         "seconds that a connection is kept between requests; callers like GitLab keep theirs 90",
+    ),
+    key(
+        "server.unread_timeout",
+        Kind::Number(1, DAY),
+        "60",
+        "seconds until a caller takes more of its answer; a slow line has as much longer as it needs",
+    ),
+    key("server.max_headers", Kind::Number(16, 1024), "128", "headers of a request at most"),
+    key(
+        "server.max_header_bytes",
+        Kind::SizeWithin(8 * KIB, MIB),
+        "64KiB",
+        "bytes of a request's headers at most",
+    ),
+    key(
+        "server.max_body",
+        Kind::SizeWithin(64 * KIB, 256 * MIB),
+        "8MiB",
+        "bytes of a request's body at most; as JSON in memory it takes several times as many",
+    ),
+    key(
+        "server.max_bodies",
+        Kind::SizeWithin(MIB, 64 << 30),
+        "64MiB",
+        "bytes of all requests' bodies that are read and worked on at the same time",
     ),
     key(
         "server.drain_delay",
@@ -418,6 +447,9 @@ impl Key {
             }
             Kind::Url if !value.is_empty() => value.parse::<Base>().map(|_| ()).map_err(|e| e.to_string()),
             Kind::Switch if !matches!(value, "true" | "false") => Err("true or false".to_owned()),
+            Kind::SizeWithin(low, high) if !size(value).is_some_and(|n| (low..=high).contains(&n)) => {
+                Err(format!("a size from {} to {}", of_size(low), of_size(high)))
+            }
             Kind::Size if size(value).is_none() => Err("a size, like 512MiB or 8GiB".to_owned()),
             _ => Ok(()),
         }
@@ -427,6 +459,13 @@ impl Key {
 /// The items of a list that was written with commas.
 pub fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+/// `8GiB` and its like, for a number of bytes.
+pub fn of_size(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (MIB, "MiB"), (KIB, "KiB")];
+    let unit = units.into_iter().find(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit));
+    unit.map_or_else(|| bytes.to_string(), |(unit, name)| format!("{}{name}", bytes / unit))
 }
 
 /// Bytes in `8GiB` and its like.

@@ -277,7 +277,7 @@ fn find(name: &str, origin: &Origin) -> Result<&'static Key, ConfigError> {
 /// A value of the file as text, if its type is the setting's.
 pub(super) fn scalar(key: &Key, name: &str, value: Value, origin: &Origin) -> Result<String, ConfigError> {
     match (key.kind, value) {
-        (Kind::Number(..) | Kind::Size, Value::Integer(n)) => Ok(n.to_string()),
+        (Kind::Number(..) | Kind::Size | Kind::SizeWithin(..), Value::Integer(n)) => Ok(n.to_string()),
         (Kind::Switch, Value::Boolean(b)) => Ok(b.to_string()),
         (Kind::Number(..) | Kind::Switch, other) => {
             let expected = if key.kind == Kind::Switch { "true or false" } else { "a number without quotes" };

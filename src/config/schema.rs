@@ -33,13 +33,16 @@ fn value(key: &Key) -> Value {
         Kind::Number(low, high) => json!({"type": "integer", "minimum": low, "maximum": high}),
         Kind::Switch => json!({"type": "boolean"}),
         Kind::Choice(words) => json!({"type": "string", "enum": words}),
-        Kind::Size => json!({"anyOf": [
+        Kind::Size | Kind::SizeWithin(..) => json!({"anyOf": [
             {"type": "integer", "minimum": 0},
             {"type": "string", "pattern": "^[0-9]+ *([bB]|[kKmMgGtT]([iI][bB])?)?$"},
         ]}),
         Kind::Addresses | Kind::Networks | Kind::List => json!({"anyOf": [texts, text]}),
         Kind::OptionalAddress | Kind::Path | Kind::Secret | Kind::Text | Kind::Url => text,
     };
+    if let Kind::SizeWithin(low, high) = key.kind {
+        (schema["anyOf"][0]["minimum"], schema["anyOf"][0]["maximum"]) = (low.into(), high.into());
+    }
     schema["description"] = key.about.into();
     schema["default"] = match key.kind {
         Kind::Number(..) => key.default.parse::<u64>().expect("bug: a default that is no number").into(),

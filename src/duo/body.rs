@@ -4,12 +4,12 @@
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 
 use super::client::verbose;
 use super::error::DuoError;
-use crate::openai::{BODY_LIMIT, BodyTimeout, Crowded, caused_by};
+use crate::openai::{BodyTimeout, Crowded, TooLarge, cause, caused_by};
 
 /// A JSON object with its place in the body, for messages. The empty place is the body itself.
 #[derive(Clone, Debug)]
@@ -49,14 +49,16 @@ async fn parse(bytes: bytes::Bytes) -> serde_json::Result<Value> {
 }
 
 async fn collect(body: Body) -> Result<bytes::Bytes, DuoError> {
-    match Limited::new(body, BODY_LIMIT).collect().await {
+    match body.collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(e) if caused_by::<LengthLimitError>(&*e) => Err(DuoError::too_large(BODY_LIMIT)),
-        Err(e) if caused_by::<BodyTimeout>(&*e) => {
+        Err(e) if caused_by::<BodyTimeout>(&e) => {
             Err(DuoError::detail(StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time"))
         }
-        Err(e) if caused_by::<Crowded>(&*e) => Err(DuoError::crowded(&e.to_string())),
-        Err(_) => Err(DuoError::bad_request("There was an error parsing the body")),
+        Err(e) if caused_by::<Crowded>(&e) => Err(DuoError::crowded(&e.to_string())),
+        Err(e) => Err(match cause::<TooLarge>(&e) {
+            Some(TooLarge { limit }) => DuoError::too_large(*limit),
+            None => DuoError::bad_request("There was an error parsing the body"),
+        }),
     }
 }
 

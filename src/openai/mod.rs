@@ -20,18 +20,22 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::header;
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 
 use error::ApiError;
 use fields::Fields;
-
-/// Bytes of a request body at most.
-pub const BODY_LIMIT: usize = 8 << 20;
 
 /// A body that stopped coming; made by the server's time limit.
 #[derive(Debug, thiserror::Error)]
 #[error("the body did not arrive in time")]
 pub struct BodyTimeout;
+
+/// A body longer than it may be, which had not said so; made by the server's limit.
+#[derive(Debug, thiserror::Error)]
+#[error("the body is larger than {limit} bytes")]
+pub struct TooLarge {
+    pub limit: usize,
+}
 
 /// No room for the next piece of a body among all that are read; made by the server's limit on them.
 #[derive(Debug, thiserror::Error)]
@@ -55,22 +59,29 @@ fn is_json(content_type: &str) -> bool {
 }
 
 async fn read(body: Body) -> Result<Bytes, ApiError> {
-    match Limited::new(body, BODY_LIMIT).collect().await {
+    match body.collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(e) if caused_by::<LengthLimitError>(&*e) => Err(ApiError::body_too_large(BODY_LIMIT)),
-        Err(e) if caused_by::<BodyTimeout>(&*e) => Err(ApiError::body_too_slow()),
-        Err(e) if caused_by::<Crowded>(&*e) => Err(ApiError::crowded(&e.to_string())),
-        Err(_) => Err(ApiError::body("The body could not be read to its end.")),
+        Err(e) if caused_by::<BodyTimeout>(&e) => Err(ApiError::body_too_slow()),
+        Err(e) if caused_by::<Crowded>(&e) => Err(ApiError::crowded(&e.to_string())),
+        Err(e) => Err(match cause::<TooLarge>(&e) {
+            Some(TooLarge { limit }) => ApiError::body_too_large(*limit),
+            None => ApiError::body("The body could not be read to its end."),
+        }),
     }
 }
 
-pub(crate) fn caused_by<E: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
+/// The error of this kind that is behind another.
+pub(crate) fn cause<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if error.is::<E>() {
-            return true;
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
         }
         next = error.source();
     }
-    false
+    None
+}
+
+pub(crate) fn caused_by<E: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
+    cause::<E>(error).is_some()
 }

@@ -40,10 +40,6 @@ use super::places::{Place, Places};
 use super::tls::Tls;
 use super::{Limits, path};
 
-/// Headers of a request at most, in number and in bytes.
-const MOST_HEADERS: usize = 128;
-const HEADER_BYTES: usize = 64 * 1024;
-
 /// Requests side by side on one HTTP/2 connection.
 const MOST_STREAMS: u32 = 128;
 /// An HTTP/2 client that says nothing while it waits for an answer is asked, and has this long to answer.
@@ -224,7 +220,7 @@ impl Hall {
                 .keep_alive_interval(ASK_EVERY)
                 .keep_alive_timeout(ASK_EVERY)
                 .max_concurrent_streams(MOST_STREAMS)
-                .max_header_list_size(HEADER_BYTES as u32)
+                .max_header_list_size(self.limits.header_bytes as u32)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .serve_connection(io, service);
@@ -233,8 +229,8 @@ impl Hall {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(None)
-                .max_headers(MOST_HEADERS)
-                .max_buf_size(HEADER_BYTES)
+                .max_headers(self.limits.header_count)
+                .max_buf_size(self.limits.header_bytes)
                 .serve_connection(io, service);
             drive(connection, &pace, closed).await
         };

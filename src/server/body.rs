@@ -13,7 +13,7 @@ use hyper::body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, timeout};
 
-use crate::openai::{BodyTimeout, Crowded};
+use crate::openai::{BodyTimeout, Crowded, TooLarge};
 
 /// A body that comes slower than this for longer than its limit is held back on purpose. Bytes a second.
 pub const SLOWEST: u64 = 16 * 1024;
@@ -166,6 +166,10 @@ impl HttpBody for Shared {
         let frame = Pin::new(&mut self.body).poll_frame(context);
         if let Poll::Ready(Some(Ok(frame))) = &frame {
             self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+            let most = self.shares.mine().most;
+            if self.bytes > most {
+                return Poll::Ready(Some(Err(axum::Error::new(TooLarge { limit: most as usize }))));
+            }
         }
         frame
     }

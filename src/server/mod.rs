@@ -55,6 +55,12 @@ pub struct Limits {
     pub idle: Duration,
     /// From a piece of an answer to the client's room for the next; as long may sent bytes stay unacknowledged.
     pub unread: Duration,
+    /// Headers of a request.
+    pub header_count: usize,
+    /// Their bytes.
+    pub header_bytes: usize,
+    /// Bytes of a request's body.
+    pub body_bytes: usize,
     /// Bytes of all requests' bodies that are read and worked on at the same time; more wait, and are then refused.
     pub bodies: usize,
     /// At shutdown, from being no longer ready to taking no more connections.
@@ -74,6 +80,9 @@ impl Default for Limits {
             body: seconds(30),
             idle: seconds(120),
             unread: seconds(60),
+            header_count: 128,
+            header_bytes: 64 << 10,
+            body_bytes: 8 << 20,
             bodies: 64 << 20,
             drain_delay: Duration::ZERO,
             drain: seconds(30),

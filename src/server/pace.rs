@@ -27,10 +27,10 @@ pub const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Bytes that an HTTP/2 connection may send for nothing: to begin with, and at most. In between it earns some: each request
 /// its headers and the window of its stream, which may fill before it hears that it is refused, and each piece of a body or
 /// an answer its own bytes and the frames about them. Whoever keeps to the protocol never runs out. Whoever sends pings,
-/// settings or window updates without end does, before they are a load: 64 KiB are 4,000 pings, a few milliseconds.
+/// settings or window updates without end does, before they are a load: 64 KiB are 4,000 pings, a few milliseconds. To begin
+/// with there is also room for the headers of a first request.
 const FRAMES: u64 = 64 * 1024;
 const MOST_FRAMES: u64 = 4 << 20;
-const A_REQUEST: u64 = STREAM_WINDOW as u64 + 64 * 1024;
 const A_PIECE: u64 = 64;
 
 /// The clock of one connection.
@@ -122,6 +122,8 @@ struct State {
     begun: bool,
     /// Bytes that may still come for nothing.
     frames: u64,
+    /// What a request earns.
+    a_request: u64,
     /// Anything at all has come.
     spoken: bool,
     closing: bool,
@@ -141,7 +143,8 @@ impl State {
             count: 0,
             waiting: Vec::new(),
             begun: true,
-            frames: FRAMES,
+            frames: FRAMES + limits.header_bytes as u64,
+            a_request: u64::from(STREAM_WINDOW) + limits.header_bytes as u64,
             spoken: false,
             closing: false,
             deadline: Some(now + headers),
@@ -213,7 +216,7 @@ impl State {
         self.requests += 1;
         self.begun = false;
         self.deadline = None;
-        self.earned(A_REQUEST);
+        self.earned(self.a_request);
         self.count += 1;
         self.count
     }
@@ -398,7 +401,8 @@ mod tests {
     fn frames_for_nothing_run_out_and_those_of_requests_do_not() {
         let now = Instant::now();
         let mut state = state(true, now);
-        assert!(state.spent(FRAMES as usize - 1) && state.fault(now).is_none());
+        let all = FRAMES as usize + Limits::default().header_bytes;
+        assert!(state.spent(all - 1) && state.fault(now).is_none());
         assert!(!state.spent(2));
         assert_eq!(state.fault(now), Some(Reason::Http2));
 

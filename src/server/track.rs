@@ -19,7 +19,6 @@ use super::body::{Shares, Timed, With};
 use super::dialect::Dialect;
 use super::guard::TokenIssuer;
 use super::{Limits, Shared};
-use crate::openai::BODY_LIMIT;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// Where callers put the id: GitLab's own services in the first.
@@ -190,13 +189,14 @@ pub async fn body_limit(
 ) -> Response {
     let length =
         request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > BODY_LIMIT as u64) {
-        let mut response = dialect.too_large(BODY_LIMIT);
+    let most = limits.body_bytes as u64;
+    if length.is_some_and(|length| length > most) {
+        let mut response = dialect.too_large(limits.body_bytes);
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         return response;
     }
     // A body of unknown length may be as long as any.
-    let unknown = if request.body().is_end_stream() { 0 } else { BODY_LIMIT as u64 };
+    let unknown = if request.body().is_end_stream() { 0 } else { most };
     let shares = Shares::new(bodies, limits.bodies, length.unwrap_or(unknown));
     if shares.grow().await.is_err() {
         return dialect.crowded(limits.bodies);

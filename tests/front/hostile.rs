@@ -139,6 +139,30 @@ fn more_headers_than_anybody_needs_are_refused() {
 }
 
 #[test]
+fn limits_that_are_set_hold() {
+    let limits = Limits { header_count: 16, header_bytes: 8 << 10, body_bytes: 64 << 10, ..limits() };
+    let site = Site::with(Options { limits, ..Options::default() });
+    let ask = |headers: &str| {
+        let text = format!("GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
+        Line::open(site.address, text.as_bytes()).reply().status
+    };
+    let some = |count: usize, bytes: usize| -> String {
+        (0..count).map(|i| format!("x-{i}: {}\r\n", "y".repeat(bytes))).collect()
+    };
+    assert_eq!((ask(&some(14, 100)), ask(&some(15, 100)), ask(&some(5, 2000))), (200, 431, 431));
+
+    let body = |bytes: usize| json!({"model": "ember", "prompt": "a@"}).to_string() + &" ".repeat(bytes);
+    assert_eq!(site.post_text("/v1/completions", &body(60 << 10)).status, 200);
+    let announced = site.post_text("/v1/completions", &body(70 << 10));
+    assert_eq!((announced.status, announced.message().contains("65536 bytes")), (413, true));
+    let (headers, body) = ([("x-api-key", KEY), ("transfer-encoding", "chunked")], body(70 << 10));
+    let mut line = Line::open(site.address, &request("POST", "/v1/completions", &headers, ""));
+    line.send(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).as_bytes());
+    let unannounced = line.reply();
+    assert_eq!((unannounced.status, unannounced.message().contains("65536 bytes")), (413, true));
+}
+
+#[test]
 fn a_connection_is_kept_between_requests_for_longer_than_headers_may_take() {
     let limits = Limits { headers: Duration::from_millis(100), ..Limits::default() };
     let site = Site::with(Options { limits, ..Options::default() });
