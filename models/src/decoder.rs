@@ -15,6 +15,7 @@ use hearth_kernels::{
 };
 
 use crate::checkpoint::CheckpointError;
+use crate::shard::{Indivisible, Peers, Shard};
 use crate::spec::Spec;
 pub use crate::step::ForwardError;
 use crate::step::{Bounds, Step};
@@ -42,6 +43,8 @@ pub struct Options {
 pub enum LoadError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Split(#[from] Indivisible),
     #[error("{what} is {value}; the limit is {limit}")]
     Limit { what: &'static str, value: usize, limit: String },
     #[error("`{name}`: {error}")]
@@ -72,6 +75,9 @@ pub struct Decoder {
     kv: KvCache,
     buffers: Buffers,
     weight_bytes: u64,
+    shard: Shard,
+    /// The other ranks, where there are any.
+    peers: Option<Box<dyn Peers>>,
 }
 
 struct Layer {
@@ -131,7 +137,9 @@ impl Decoder {
     pub fn forward(&mut self, step: &Step) -> Result<&Tensor, ForwardError> {
         let Options { rows, logits, context, blocks, .. } = self.options;
         step.check(&Bounds { rows, logits, context, vocab: self.spec.vocab, drawn: 0, blocks })?;
-        let Self { ctx, spec, heads, activation, kv, buffers, .. } = self;
+        // The first rank adds to the residual stream, the others put their parts in its place, to be summed.
+        let part = if self.shard.rank == 0 { Write::Add } else { Write::Set };
+        let Self { ctx, spec, heads, activation, kv, buffers, peers, .. } = self;
         let (ctx, heads, rows) = (&*ctx, *heads, step.rows());
         let (epsilon, offset) = (spec.epsilon as f32, spec.unit_offset);
         let window = spec.window.map(|window| window as u32);
@@ -146,23 +154,25 @@ impl Decoder {
             rope_store(ctx, qkv, heads, &self.rope, &pages, kv, index)?;
             let scale = spec.attention_scale();
             attention(ctx, qkv, heads, &pages, kv, index, scale, window, attended)?;
-            linear(ctx, attended, rows, &layer.output, layer.output_bias.as_ref(), residual, Write::Add)?;
+            linear(ctx, attended, rows, &layer.output, layer.output_bias.as_ref(), residual, part)?;
+            join(peers, residual, rows)?;
 
             rms_norm(ctx, residual, rows, &layer.mlp_norm, epsilon, offset, normed)?;
             match &layer.mlp {
                 Mlp::Dense { gate_up, gate_up_bias, down, down_bias } => {
                     linear(ctx, normed, rows, gate_up, gate_up_bias.as_ref(), both, Write::Set)?;
                     gate(ctx, both, rows, *activation, gated)?;
-                    linear(ctx, gated, rows, down, down_bias.as_ref(), residual, Write::Add)?;
+                    linear(ctx, gated, rows, down, down_bias.as_ref(), residual, part)?;
                 }
                 Mlp::Experts { router, gate_up, down } => {
                     let routes = routes.as_mut().expect("bug: a mixture has routes");
                     let top_k = spec.experts.expect("bug: a mixture has experts").top_k;
                     linear(ctx, normed, rows, router, None, scores, Write::Set)?;
                     route(ctx, scores, rows, gate_up.len(), top_k, true, routes)?;
-                    experts(ctx, normed, rows, routes, gate_up, down, *activation, residual, Write::Add)?;
+                    experts(ctx, normed, rows, routes, gate_up, down, *activation, residual, part)?;
                 }
             }
+            join(peers, residual, rows)?;
         }
         if !step.logits.is_empty() {
             rms_norm(ctx, residual, rows, &self.norm, epsilon, offset, normed)?;
@@ -172,8 +182,28 @@ impl Decoder {
         Ok(logits)
     }
 
+    /// Which part of its model this is.
+    pub fn shard(&self) -> Shard {
+        self.shard
+    }
+
     /// What the last [`forward`](Self::forward) returned.
     pub fn logits(&self) -> &Tensor {
         &self.buffers.logits
     }
+}
+
+/// Makes the first rows of the residual stream whole again after each rank added its part: the one place where ranks speak
+/// to each other inside a step. Where there is one rank, nothing is to be done.
+fn join(
+    peers: &mut Option<Box<dyn Peers>>,
+    residual: &Tensor,
+    rows: usize,
+) -> Result<(), hearth_kernels::Error> {
+    let Some(peers) = peers else { return Ok(()) };
+    let part = residual.narrow(0, 0, rows)?;
+    let mut numbers = part.flatten_all()?.to_vec1()?;
+    peers.sum(&mut numbers);
+    residual.slice_set(&Tensor::from_vec(numbers, part.shape(), residual.device())?, 0, 0)?;
+    Ok(())
 }

@@ -11,6 +11,7 @@ pub mod host;
 pub mod inspect;
 pub mod layout;
 pub mod memory;
+pub mod shard;
 pub mod spec;
 pub mod step;
 mod widen;

@@ -1,4 +1,6 @@
-//! From a checkpoint to packed weights and buffers: each tensor is read once, out of the memory map.
+//! From a checkpoint to packed weights and buffers: a rank's part of each tensor is read once, out of the memory map.
+
+use std::borrow::Cow;
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -9,6 +11,7 @@ use hearth_kernels::{
 use super::{Buffers, Decoder, Layer, LoadError, Mlp, Options};
 use crate::checkpoint::Checkpoint;
 use crate::layout::{self, Block, Layout, Role};
+use crate::shard::{Peers, Shard};
 use crate::spec::{self, Spec};
 use crate::widen::widen;
 
@@ -32,18 +35,16 @@ struct Loader<'a> {
     ctx: &'a Context,
     checkpoint: &'a Checkpoint,
     quantize: Option<Quantize>,
+    shard: Shard,
     progress: &'a mut dyn FnMut(u64),
     read: u64,
     held: u64,
 }
 
 impl Loader<'_> {
-    fn views<'b>(&'b self, block: &'b Block) -> Vec<View<'b>> {
-        let view = |part: &'b layout::Part| {
-            let slice = self.checkpoint.tensor(&part.name).expect("bug: the checkpoint was checked");
-            View { dtype: slice.dtype, rows: part.rows, cols: part.cols.unwrap_or(1), bytes: slice.bytes }
-        };
-        block.parts.iter().map(view).collect()
+    fn view<'b>(&self, part: &layout::Part, bytes: &'b [u8]) -> View<'b> {
+        let dtype = self.checkpoint.dtype(&part.name).expect("bug: the checkpoint was checked");
+        View { dtype, rows: part.rows, cols: part.cols.unwrap_or(1), bytes }
     }
 
     fn done(&mut self, bytes: usize, held: usize) {
@@ -53,7 +54,10 @@ impl Loader<'_> {
     }
 
     fn weight(&mut self, block: &Block) -> Result<Weight, LoadError> {
-        let views = self.views(block);
+        let cuts: Vec<Cow<'_, [u8]>> =
+            block.parts.iter().map(|part| self.shard.cut(self.checkpoint, part)).collect();
+        let views: Vec<View<'_>> =
+            block.parts.iter().zip(&cuts).map(|(part, bytes)| self.view(part, bytes)).collect();
         let weight = match quantized(block, self.quantize) {
             Some(kind) => Weight::quantize(self.ctx, &views, kind),
             None => Weight::pack(self.ctx, &views),
@@ -68,7 +72,7 @@ impl Loader<'_> {
 
     /// A norm's weight or a bias, widened.
     fn vector(&mut self, block: &Block) -> Result<Tensor, LoadError> {
-        let (wide, bytes) = widen(self.checkpoint, block);
+        let (wide, bytes) = widen(self.checkpoint, block, self.shard);
         self.done(bytes, 4 * wide.len());
         let rows = wide.len();
         Ok(Tensor::from_vec(wide, rows, self.ctx.device())?)
@@ -117,8 +121,22 @@ impl Decoder {
         options: &Options,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Decoder, LoadError> {
-        let spec = checkpoint.spec().clone();
-        let layout: &Layout = checkpoint.layout();
+        Self::load_shard(ctx, checkpoint, options, Shard::WHOLE, None, progress)
+    }
+
+    /// A rank's part of a model. Its logits are those of its part of the vocabulary; `peers` are the ranks that have the
+    /// other parts of the model and make the same steps.
+    pub fn load_shard(
+        ctx: &Context,
+        checkpoint: &Checkpoint,
+        options: &Options,
+        shard: Shard,
+        peers: Option<Box<dyn Peers>>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Decoder, LoadError> {
+        assert_eq!(peers.is_none(), shard.is_whole(), "bug: {shard:?} with peers: {}", peers.is_some());
+        let layout: Layout = shard.layout(checkpoint.spec(), options.quantize)?;
+        let spec = shard.spec(checkpoint.spec())?;
         for (what, value) in
             [("rows of a step", options.rows), ("rows of logits", options.logits), ("blocks", options.blocks)]
         {
@@ -132,9 +150,11 @@ impl Decoder {
         }
         let kv = KvCache::new(ctx, kv_shape(&spec, checkpoint, options))?;
         let rope = RopeTable::new(ctx, &spec.rope.inverse_frequencies(spec.head_dim), 1.0, options.context)?;
-        let buffers = Buffers::new(ctx.device(), &spec, options)?;
+        let vocab = layout.head.as_ref().unwrap_or(&layout.embedding).rows();
+        let buffers = Buffers::new(ctx.device(), &spec, options, vocab)?;
 
-        let mut loader = Loader { ctx, checkpoint, quantize: options.quantize, progress, read: 0, held: 0 };
+        let mut loader =
+            Loader { ctx, checkpoint, quantize: options.quantize, shard, progress, read: 0, held: 0 };
         let embedding = loader.weight(&layout.embedding)?;
         let mut layers = Vec::with_capacity(spec.layers);
         for layer in &layout.layers {
@@ -156,6 +176,8 @@ impl Decoder {
             kv,
             buffers,
             weight_bytes,
+            shard,
+            peers,
             options: options.clone(),
             spec,
         })
@@ -183,7 +205,8 @@ pub(crate) fn embedding_scale(spec: &Spec, dtype: DType) -> f32 {
 }
 
 impl Buffers {
-    fn new(device: &Device, spec: &Spec, options: &Options) -> Result<Buffers, LoadError> {
+    /// `vocab` is the part of the vocabulary that has logits here.
+    fn new(device: &Device, spec: &Spec, options: &Options, vocab: usize) -> Result<Buffers, LoadError> {
         let buffer = |rows: usize, width: usize| Tensor::zeros((rows, width), DType::F32, device);
         let rows = options.rows;
         let mixture = spec.experts.is_some();
@@ -198,7 +221,7 @@ impl Buffers {
             gated: buffer(rows, dense)?,
             router: buffer(rows, experts)?,
             routes: spec.experts.map(|experts| Routes::new(rows, experts.count, experts.top_k)),
-            logits: buffer(options.logits, spec.vocab)?,
+            logits: buffer(options.logits, vocab)?,
         })
     }
 }

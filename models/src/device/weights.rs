@@ -10,6 +10,7 @@ use hearth_kernels::cuda::weightonly::{self, Format, PANEL, pack_panel};
 use crate::checkpoint::Checkpoint;
 use crate::decoder::LoadError;
 use crate::layout::{self, Block};
+use crate::shard::Shard;
 use crate::widen::widen;
 
 /// Bytes that are staged at a time.
@@ -312,7 +313,7 @@ impl<'a> Loader<'a> {
         let bias = match bias {
             None => None,
             Some(bias) => {
-                let (wide, bytes) = widen(self.checkpoint, bias);
+                let (wide, bytes) = widen(self.checkpoint, bias, Shard::WHOLE);
                 let (gate, up) = wide.split_at(wide.len() / 2);
                 let turns = gate.chunks(TURN).zip(up.chunks(TURN));
                 let turned: Vec<f32> = turns.flat_map(|(gate, up)| [gate, up].concat()).collect();
@@ -337,7 +338,7 @@ impl<'a> Loader<'a> {
 
     /// A norm's weight or a bias, widened.
     fn vector(&mut self, block: &Block) -> Result<Buffer<f32>, LoadError> {
-        let (wide, bytes) = widen(self.checkpoint, block);
+        let (wide, bytes) = widen(self.checkpoint, block, Shard::WHOLE);
         self.count(bytes, 4 * wide.len());
         Ok(Buffer::of(self.device, &wide)?)
     }

@@ -6,3 +6,4 @@ mod golden;
 mod loading;
 mod parity;
 mod schedules;
+mod sharding;
