@@ -150,9 +150,16 @@ inside bash -c 'mkdir -p /root/bus/pci/devices/0000:01:00.0 && cd /root/bus/pci/
   echo 0x10de >vendor && echo 0x030200 >class && mount --bind /root/bus /sys/bus && systemctl daemon-reload'
 says '^no$' inside systemctl show -P PrivateDevices hearth
 says 'char-nvidia' inside systemctl show -P DeviceAllow hearth
-inside systemctl restart hearth
+if inside systemctl restart hearth 2>/dev/null; then
+  echo "a build without CUDA serves on the processor"
+else
+  # One with CUDA never takes the processor in silence: its reason is in the journal, and the way out is a setting.
+  says 'install the NVIDIA driver' inside journalctl -u hearth --no-pager -n 20
+  inside bash -c 'printf "[engine]\ndevice = \"cpu\"\n" >/etc/hearth/conf.d/device.toml && systemctl restart hearth'
+  echo "a GPU without its driver: said so and did not start; serves with engine.device = \"cpu\""
+fi
 says ember-demo ask
-inside bash -c 'umount /sys/bus && systemctl daemon-reload'
+inside bash -c 'umount /sys/bus && rm -f /etc/hearth/conf.d/device.toml && systemctl daemon-reload'
 says '^yes$' inside systemctl show -P PrivateDevices hearth
 echo "the sandbox is opened for the driver where there is one, and nowhere else"
 
