@@ -11,7 +11,7 @@ use super::plot::{Axis, Line, Plot};
 use super::profile::Kind;
 use super::result::{Knee, Results, Run, Times};
 use super::sizing::{columns, grouped, milliseconds, rate_of, sentence, users_of};
-use super::summary::notes;
+use super::summary::{left_out, notes};
 
 const STYLE: &str = include_str!("report.css");
 
@@ -101,11 +101,14 @@ fn file(number: usize, name: &str, results: &Results) -> Markup {
                 dt { "Command" } dd { code { (results.command) } }
                 dt { "File" } dd { code { (name) } }
             }
-            (table(number, results))
-            @for run in &results.runs { @if !sweep || run.first_failure.is_some() {
-                @for note in notes(results, run) { p.note { @if sweep { (run.arrivals) ": " } (note) } }
-            } }
-            @if sweep { (sweep_plots(results)) } @else { @for run in &results.runs { (run_plots(results, run)) } }
+            @if results.runs.iter().any(|run| !run.is_empty()) { (table(number, results)) }
+            @for run in &results.runs {
+                @if run.is_empty() { p.note { "Left out: " (left_out(run)) "." } }
+                @else if !sweep || run.first_failure.is_some() {
+                    @for note in notes(results, run) { p.note { @if sweep { (run.arrivals) ": " } (note) } }
+                }
+            }
+            @if sweep { (sweep_plots(results)) } @else { @for run in results.runs.iter().filter(|run| !run.is_empty()) { (run_plots(results, run)) } }
         }
     }
 }
@@ -159,7 +162,7 @@ fn limits_words(results: &Results) -> String {
 }
 
 fn table(number: usize, results: &Results) -> Markup {
-    let mut order: Vec<usize> = (0..results.runs.len()).collect();
+    let mut order: Vec<usize> = (0..results.runs.len()).filter(|i| !results.runs[*i].is_empty()).collect();
     let rate = |i: &usize| match results.runs[*i].arrivals {
         Arrivals::Poisson(rate) => rate,
         Arrivals::Concurrent(n) => n as f64,
@@ -235,6 +238,7 @@ fn sweep_plots(results: &Results) -> Markup {
     let mut runs: Vec<(f64, &Run)> = results
         .runs
         .iter()
+        .filter(|run| !run.is_empty())
         .filter_map(|run| match run.arrivals {
             Arrivals::Poisson(rate) => Some((rate, run)),
             Arrivals::Concurrent(_) => None,
@@ -349,5 +353,44 @@ fn explained() -> Markup {
                 li { strong { "Prompts. " } "Made-up code of the lengths above. A site whose files are longer, or that chats more, measures with its own lengths." }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::sizing::tests::sweep;
+    use crate::bench::summary;
+
+    #[test]
+    fn a_run_that_was_interrupted_before_anything_was_counted_is_named_and_drawn_nowhere() {
+        let whole = sweep(10.0);
+        let mut cut = whole.clone();
+        let ended = Some("interrupted".to_owned());
+        // As files of before have it: an empty sum with its sign.
+        cut.runs.push(Run {
+            arrivals: Arrivals::Poisson(13.6),
+            ended,
+            output_tokens_per_s: -0.0,
+            ..Run::default()
+        });
+        let made = |results: &Results| page(&[("a.json".into(), results.clone())], None);
+        let (before, after) = (made(&whole), made(&cut));
+        let counts = |page: &str| ["<tr", "<circle", "data-from"].map(|what| page.matches(what).count());
+        assert_eq!(counts(&before), counts(&after));
+        assert!(!after.contains(">-0<"), "{after}");
+        let said = "13.6 requests/s at random times: nothing was counted (interrupted)";
+        assert!(after.contains(&format!("Left out: {said}.")), "{after}");
+        let lines = summary::sweep(&cut);
+        assert!(lines.contains(said) && !lines.contains(" 0.00 answers/s"), "{lines}");
+
+        // Alone it has no table and no plot either.
+        let alone = Results { runs: cut.runs.split_off(3), knee: None, ..cut };
+        let page = made(&alone);
+        assert_eq!((page.matches("<table").count(), page.matches("<svg").count()), (0, 0));
+        assert!(
+            page.contains("Left out: ")
+                && summary::run(&alone, &alone.runs[0]).contains("nothing was counted")
+        );
     }
 }

@@ -155,6 +155,13 @@ impl Default for Run {
     }
 }
 
+impl Run {
+    /// Nothing was counted: it was interrupted in its warm-up, or before the first answer.
+    pub fn is_empty(&self) -> bool {
+        self.requests + self.refused + self.failed == 0
+    }
+}
+
 /// Why a file of results cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ResultsError {

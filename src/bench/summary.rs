@@ -9,6 +9,9 @@ use super::sizing::{columns, grouped, milliseconds};
 
 /// One run, as lines.
 pub fn run(results: &Results, run: &Run) -> String {
+    if run.is_empty() {
+        return format!("{}, {}\n", results.workload.profile, left_out(run));
+    }
     let mut text = format!(
         "{}, {}: {} requests answered in {:.1} s, {} refused, {} failed\n",
         results.workload.profile,
@@ -87,11 +90,17 @@ pub fn notes(results: &Results, run: &Run) -> Vec<String> {
     notes
 }
 
+/// What is said of a run without a figure, instead of zeros that nobody measured.
+pub fn left_out(run: &Run) -> String {
+    let why = run.ended.as_deref().unwrap_or("it asked nothing");
+    format!("{}: nothing was counted ({why})", run.arrivals)
+}
+
 /// A sweep: a line for each run, then the knee.
 pub fn sweep(results: &Results) -> String {
     let mut text = String::new();
     for run in &results.runs {
-        text += &step(results, run);
+        text += &if run.is_empty() { left_out(run) } else { step(results, run) };
         text.push('\n');
     }
     if let Some(knee) = &results.knee {

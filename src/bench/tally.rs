@@ -206,7 +206,8 @@ impl Tally {
             refused: self.refused,
             failed: self.failed,
             requests_per_s: each(ends.len() as f64),
-            output_tokens_per_s: each(ends.iter().map(|(.., tokens)| f64::from(*tokens)).sum()),
+            // Counted in whole numbers: no answers make 0, where an empty sum of f64 is -0.
+            output_tokens_per_s: each(ends.iter().map(|(.., tokens)| u64::from(*tokens)).sum::<u64>() as f64),
             prompt_tokens: (self.input.1 > 0).then(|| mean(self.input.0, self.input.1)),
             output_tokens: if self.answered > 0 { mean(self.output, self.answered) } else { 0.0 },
             late_ms: rounded(self.behind.as_secs_f64() * 1e3),
@@ -312,6 +313,19 @@ mod tests {
         let failures: Vec<_> = run.failures.iter().map(|(class, n)| (class.as_str(), *n)).collect();
         assert_eq!(failures, [("429", 1), ("500", 1), ("broken off", 1)]);
         assert!(run.kinds.is_empty());
+    }
+
+    #[test]
+    fn a_run_that_is_interrupted_in_its_warm_up_counts_nothing_and_its_rates_have_no_sign() {
+        let mut tally = Tally::new(ms(1000), Limits::default());
+        tally.count(&answered(0, 0, 10, 500, 5));
+        for sent_until in [600, 2000] {
+            let run = Tally { ends: tally.ends.clone(), ..Tally::new(ms(1000), Limits::default()) };
+            let run = run.run(Arrivals::Poisson(1.0), ms(sent_until), true);
+            assert!(run.is_empty(), "{run:?}");
+            let rates = [run.requests_per_s, run.output_tokens_per_s, run.output_tokens];
+            assert_eq!(rates.map(|rate| format!("{rate:.0}")), ["0", "0", "0"], "{sent_until} ms");
+        }
     }
 
     #[test]
