@@ -4,7 +4,9 @@
 //! Every line of a request carries its id under one name, `correlation_id`: the one that GitLab sent, in the gateway's
 //! lines and in the engine's. Nothing secret gets here: keys and tokens are types without `Display`, and a prompt
 //! becomes a field in one place alone, [`prompts`], which is off unless it was switched on for a time. Crates below
-//! this one are heard from warnings on only, whatever the level: their traces would hold headers and bodies.
+//! this one are heard from warnings on only, whatever the level: their traces would hold headers and bodies. HTTP/2's
+//! warnings are not heard either: any stranger can cause one for each connection, and the lines that are kept would be
+//! full of them. The metrics count those connections.
 
 mod lines;
 pub mod prompts;
@@ -28,7 +30,7 @@ pub enum Format {
 
 /// Starts the log. `level` is what this server's own code says; it changes with nothing but a restart.
 pub fn start(level: &str, format: Format) {
-    let filter = EnvFilter::new(format!("warn,hearth={level},{}=info", prompts::TARGET));
+    let filter = EnvFilter::new(format!("warn,h2=error,hearth={level},{}=info", prompts::TARGET));
     let base = tracing_subscriber::registry().with(filter).with(Lines { write: format == Format::Json });
     // Fails only when a subscriber is set already, as in tests that run in one process.
     let _ = match format {
