@@ -1,5 +1,7 @@
 //! The GPUs of this host, if there are any that this build serves.
 
+pub mod sensors;
+
 use hearth_kernels::cuda::driver::Device;
 #[cfg(not(feature = "cuda"))]
 use hearth_kernels::cuda::presence::Presence;

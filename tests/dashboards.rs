@@ -24,9 +24,57 @@ fn told(figures: &str) -> BTreeSet<String> {
     rows.filter_map(|line| line.split(['{', ' ']).next()).map(str::to_owned).collect()
 }
 
+/// A driver's management library that was made here, in a directory for `LD_LIBRARY_PATH`.
+fn driver() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/watched/nvml.c");
+    let made = std::process::Command::new("gcc")
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(directory.path().join("libnvidia-ml.so.1"))
+        .arg(source)
+        .status();
+    assert!(made.unwrap().success(), "gcc makes the stand-in");
+    directory
+}
+
+#[test]
+fn a_hot_gpu_is_told_of_and_a_host_without_one_says_nothing() {
+    let driver = driver();
+    let server = Watched::start(&[("LD_LIBRARY_PATH", driver.path().to_str().unwrap())]);
+    let figures = server.ask(&server.metrics, "GET", "/metrics", &[], "").body;
+    for line in [
+        r#"hearth_gpu_temperature_celsius{gpu="0"} 91.0"#,
+        r#"hearth_gpu_power_watts{gpu="0"} 402.4"#,
+        r#"hearth_gpu_throttled{gpu="0",reason="heat"} 1"#,
+        r#"hearth_gpu_throttled{gpu="0",reason="power_limit"} 1"#,
+        r#"hearth_gpu_throttled{gpu="0",reason="hardware"} 0"#,
+    ] {
+        assert!(figures.lines().any(|l| l == line), "no {line} in {figures}");
+    }
+    let screen = server.verb(&["status"]).out;
+    for words in [
+        "GPU 0 Stand-in GPU · 91 °C · 402 of 700 W · 1200 MHz · 60.0 of 80.0 GiB",
+        "GPU 0 is held back: heat.",
+    ] {
+        assert!(screen.contains(words), "no {words} in {screen}");
+    }
+    let (cookie, _) = server.session();
+    let page = server.ask(&server.console, "GET", "/", &[("cookie", &cookie)], "").body;
+    assert!(page.contains("GPU 0") && page.contains("91 °C") && page.contains("power limit"), "{page}");
+
+    let without = Watched::start(&[
+        ("HEARTH__ENGINE__DEVICE", "cpu"),
+        ("LD_LIBRARY_PATH", driver.path().to_str().unwrap()),
+    ]);
+    let figures = without.ask(&without.metrics, "GET", "/metrics", &[], "").body;
+    assert!(!figures.contains("hearth_gpu_"), "{figures}");
+    assert!(!without.verb(&["status"]).out.contains("GPU"));
+}
+
 #[test]
 fn every_figure_of_the_dashboard_and_of_the_alerts_is_told() {
-    let server = Watched::start(&[]);
+    let driver = driver();
+    let server = Watched::start(&[("LD_LIBRARY_PATH", driver.path().to_str().unwrap())]);
     assert_eq!(server.complete("def main(", &[]).status, 200);
     assert_eq!(server.verb(&["reload", "--wait"]).code, 0);
     let told = told(&server.ask(&server.metrics, "GET", "/metrics", &[], "").body);

@@ -65,6 +65,14 @@ PANELS = [
         ("{{upstream}}", rate("hearth_upstream_requests_total", "upstream", WHERE)),
         ("{{upstream}} failed", rate("hearth_upstream_failures_total", "upstream", WHERE)),
     ]),
+    ("GPU temperature", "celsius", 8, "timeseries", [("GPU {{gpu}}", f"hearth_gpu_temperature_celsius{{{WHERE}}}")]),
+    ("GPU power", "watt", 8, "timeseries", [("GPU {{gpu}}", f"hearth_gpu_power_watts{{{WHERE}}}")]),
+    ("GPU held back", "none", 8, "timeseries", [
+        ("GPU {{gpu}} {{reason}}", f"hearth_gpu_throttled{{{WHERE}}} > 0"),
+    ]),
+    ("GPU memory in use", "percentunit", 8, "timeseries", [
+        ("GPU {{gpu}}", f"hearth_gpu_memory_used_bytes{{{WHERE}}} / hearth_gpu_memory_bytes{{{WHERE}}}"),
+    ]),
     ("Age of GitLab's keys", "s", 8, "timeseries", [("{{instance}}", f"hearth_gitlab_keys_age_seconds{{{WHERE}}}")]),
 ]
 

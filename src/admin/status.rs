@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::history::{Look, Rates, share};
 use super::{Admin, Reloaded};
 use crate::config::Settings;
+use crate::gpu::sensors::Reading;
 use crate::log::RECENT;
 use crate::log::prompts::PROMPTS;
 use crate::log::recent::Trouble;
@@ -31,6 +32,8 @@ pub struct Status {
     pub models: Vec<ModelStatus>,
     pub upstreams: Vec<UpstreamStatus>,
     pub device: String,
+    /// Empty where there is none, or it is not asked.
+    pub gpus: Vec<Reading>,
     /// Memory of this process, in bytes.
     pub resident: u64,
     pub gitlab: Option<String>,
@@ -190,6 +193,7 @@ impl Status {
             now: now.at(&all),
             upstreams: upstreams(admin),
             device: admin.device.clone(),
+            gpus: shared.metrics.gpus(),
             resident: resident(),
             gitlab: admin.settings.gitlab.rules.gitlab.as_ref().map(ToString::to_string),
             gitlab_keys_age_s: shared.duo.identity.keys_age().map(|age| age.as_secs()),
@@ -250,6 +254,17 @@ fn banners(
     }
     if let Some((warning, fix)) = admin.settings.gitlab.warning() {
         banners.push(banner("warn", format!("{warning}; {fix}")));
+    }
+    for gpu in admin.shared.metrics.gpus() {
+        let held: Vec<&str> = gpu.troubles().collect();
+        if !held.is_empty() {
+            let text = format!(
+                "GPU {} is held back: {}. It computes slower until that is mended.",
+                gpu.gpu,
+                held.join(", ")
+            );
+            banners.push(banner("warn", text));
+        }
     }
     for model in models {
         if let Some(notice) = &model.notice {

@@ -23,6 +23,7 @@ use crate::duo::choice::Defaults;
 use crate::duo::identity::own::OwnKeys;
 use crate::duo::identity::{Bypass, Identity};
 use crate::duo::search::{Docs, LibraryError};
+use crate::gpu::sensors::Gpus;
 use crate::log::{self, Format};
 use crate::reload::Reload;
 use crate::served::Models;
@@ -124,6 +125,9 @@ pub fn run(verb: Serve, common: &Common) -> Result<(), CliError> {
         let models = Models::new(models).with_upstreams(load::upstreams(&settings)?);
         let metrics = Metrics::default();
         metrics.loaded(reading);
+        if settings.device != "cpu" {
+            metrics.watch(Gpus::watch());
+        }
         if settings.vllm_metrics {
             metrics.as_vllm();
         }

@@ -109,6 +109,14 @@ fn whole(status: &document::Status) -> String {
         status.device,
         status.resident as f64 / f64::from(1u32 << 30)
     );
+    for gpu in &status.gpus {
+        let held = if gpu.throttled.is_empty() {
+            String::new()
+        } else {
+            format!(" · held back by {}", gpu.throttled.join(", "))
+        };
+        let _ = writeln!(text, "GPU {} {} · {}{held}", gpu.gpu, gpu.name, gpu.words());
+    }
     if let Some(gitlab) = &status.gitlab {
         let age = status
             .gitlab_keys_age_s

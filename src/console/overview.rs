@@ -275,6 +275,14 @@ fn facts(status: &Status) -> Markup {
             dt { "GitLab" }
             dd { @match &status.gitlab { Some(url) => { code { (url) } div.soft { (keys) } }, None => "none is configured" } }
             dt { "Computes on" } dd { (status.device) }
+            @for gpu in &status.gpus {
+                dt { "GPU " (gpu.gpu) }
+                dd {
+                    (gpu.words())
+                    @for reason in &gpu.throttled { " " span.mark.warn[reason != "power_limit"] { (reason.replace('_', " ")) } }
+                    div.soft { (gpu.name) }
+                }
+            }
             dt { "Memory" } dd { (format!("{:.2} GiB", status.resident as f64 / f64::from(1u32 << 30))) }
             dt { "Since start" }
             dd { (count(status.now.requests)) " requests, " (count(status.now.answer_tokens)) " tokens" }

@@ -32,6 +32,7 @@ use super::connections::Connections;
 use super::{Door, Health, Limits, Listener, Shared, accept, guard};
 use crate::duo::Gateway;
 use crate::duo::figures::Figures;
+use crate::gpu::sensors::{Gpus, REASONS, Reading};
 use crate::served::Models;
 use crate::upstream;
 use measures::{Measures, Vocabulary};
@@ -50,6 +51,7 @@ pub struct Metrics {
     pub connections: Connections,
     /// Seconds that reading the models took at the start, once they are read.
     load: Arc<OnceLock<Duration>>,
+    gpus: Arc<OnceLock<Gpus>>,
     /// Whether vLLM's names are told too.
     vllm: Arc<AtomicBool>,
     /// What the GitLab dialect counts.
@@ -71,6 +73,7 @@ impl Default for Metrics {
             reloads: Family::default(),
             connections: Connections::default(),
             load: Arc::default(),
+            gpus: Arc::default(),
             vllm: Arc::default(),
             duo: Figures::default(),
         }
@@ -100,6 +103,16 @@ impl Metrics {
         let _ = self.load.set(time);
     }
 
+    /// From now on GPUs are told of.
+    pub fn watch(&self, gpus: Gpus) {
+        let _ = self.gpus.set(gpus);
+    }
+
+    /// What the GPUs of this host say.
+    pub fn gpus(&self) -> Vec<Reading> {
+        self.gpus.get().map(Gpus::now).unwrap_or_default()
+    }
+
     /// From now on figures are told under vLLM's names too.
     pub fn as_vllm(&self) {
         self.vllm.store(true, Ordering::Relaxed);
@@ -126,6 +139,7 @@ impl Metrics {
         registry
             .register_collector(Box::new(Measures { models: models.clone(), vocabulary: Vocabulary::Own }));
         registry.register_collector(Box::new(Engines { models: models.clone(), health, duo, load }));
+        registry.register_collector(Box::new(Heat { metrics: self.clone() }));
         if self.vllm.load(Ordering::Relaxed) {
             all.register_collector(Box::new(Measures { models, vocabulary: Vocabulary::Vllm }));
         }
@@ -144,6 +158,55 @@ struct Engines {
 impl fmt::Debug for Engines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Engines")
+    }
+}
+
+/// The GPUs of this host. Without one nothing is told.
+struct Heat {
+    metrics: Metrics,
+}
+
+impl fmt::Debug for Heat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Heat")
+    }
+}
+
+type GpuRow = (&'static str, &'static str, fn(&Reading) -> Option<f64>);
+
+const GPUS: [GpuRow; 5] = [
+    ("gpu_temperature_celsius", "Of the GPU's die", |r| r.temperature_celsius.map(f64::from)),
+    ("gpu_power_watts", "What the GPU takes", |r| r.power_watts),
+    ("gpu_clock_hertz", "Of the GPU's multiprocessors", |r| r.clock_mhz.map(|mhz| f64::from(mhz) * 1e6)),
+    ("gpu_memory_used_bytes", "By all processes on the GPU", |r| r.memory_used.map(|bytes| bytes as f64)),
+    ("gpu_memory_bytes", "Of the GPU", |r| r.memory.map(|bytes| bytes as f64)),
+];
+
+impl Collector for Heat {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let gpus = self.metrics.gpus();
+        if gpus.is_empty() {
+            return Ok(());
+        }
+        for (name, help, of) in GPUS {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for gpu in &gpus {
+                if let Some(value) = of(gpu) {
+                    let label = [("gpu", gpu.gpu.to_string())];
+                    ConstGauge::new(value).encode(metric.encode_family(&label)?)?;
+                }
+            }
+        }
+        let help = "1 while something holds the GPU's clocks back";
+        let mut throttled = encoder.encode_descriptor("gpu_throttled", help, None, MetricType::Gauge)?;
+        for gpu in &gpus {
+            for (reason, _) in REASONS {
+                let labels = [("gpu", gpu.gpu.to_string()), ("reason", reason.to_owned())];
+                let held = gpu.throttled.iter().any(|held| held == reason);
+                ConstGauge::new(u64::from(held)).encode(throttled.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
     }
 }
 
