@@ -139,7 +139,7 @@ tools() {
     # Steps of prompts launch it too, with nothing to do: 3 for the prompt alone and 4 before 64 sequences decode, of 32
     # layers each.
     profile attention '^attend_decode_bf16_128$' 240 serving
-    profile prompts '^product_128_wide_silu$' 20 serving
+    profile prompts '^product_(128_wide|hopper_(128|256))_silu$' 20 serving
   fi
 
   if [ -z "$sanitizer" ]; then

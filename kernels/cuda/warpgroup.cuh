@@ -31,11 +31,18 @@ __device__ __forceinline__ void barrier_arrive(Barrier* const barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
+// The device's clock in nanoseconds.
+__device__ __forceinline__ unsigned long long nanoseconds() {
+  unsigned long long now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+
 // Waits until the phase of this parity is over; the first phase has parity 0, and the one before it is over. What waits
-// for seconds waits for ever: that ends the launch with an error, and with it the use of the device, but no host hangs.
+// for ten seconds waits for ever: that ends the launch with an error, and with it the use of the device, but no host hangs.
 __device__ __forceinline__ void barrier_wait(Barrier* const barrier, const unsigned parity) {
-  constexpr unsigned FOR_EVER = 1u << 28;
-  for (unsigned tries = 0;; ++tries) {
+  constexpr unsigned long long FOR_EVER = 10ull * 1000 * 1000 * 1000;
+  for (unsigned long long begin = 0;;) {
     unsigned over;
     asm volatile("{\n.reg .pred over;\nmbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
                  "selp.u32 %0, 1, 0, over;\n}"
@@ -43,7 +50,8 @@ __device__ __forceinline__ void barrier_wait(Barrier* const barrier, const unsig
                  : "r"(shared_address(barrier)), "r"(parity)
                  : "memory");
     if (over) return;
-    if (tries == FOR_EVER) __trap();
+    if (begin == 0) begin = nanoseconds();
+    else if (nanoseconds() - begin > FOR_EVER) __trap();
   }
 }
 

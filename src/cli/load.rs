@@ -119,6 +119,11 @@ fn executor(model: &Opened<'_>, name: &str, place: &Place) -> Result<Box<dyn Exe
             let options = model.packing.on_gpu(&model.options);
             let load = |options: &_| {
                 device::Decoder::load(device, &model.checkpoint, options, &mut |done| progress.at(done))
+                    .inspect(|decoder| {
+                        if let Some(differs) = decoder.set_aside() {
+                            tracing::warn!(model = name, "{differs}");
+                        }
+                    })
                     .map_err(Box::new)
             };
             let (executor, room) = Room::make(device, &options, model.wanted, &model.memory, load).map_err(

@@ -53,7 +53,8 @@ constexpr unsigned WARP = 32;
 constexpr size_t STACK = 64 * 1024;
 
 // WarpByWarp: a warp goes as far as it can before the next one begins, so that one is a whole barrier ahead.
-enum class Order { Ascending, Descending, Shuffled, WarpByWarp };
+// Straggling: the same, but one warp is left behind until no other can go any further, each warp in turn.
+enum class Order { Ascending, Descending, Shuffled, WarpByWarp, Straggling };
 enum class State { Ready, AtBlockBarrier, AtWarpBarrier, AtPhase, Returned };
 
 // A copy of 16 bytes that was begun and not waited for. No source: zeros.
@@ -206,12 +207,16 @@ inline bool resume(const unsigned* order, size_t count) {
   return moved;
 }
 
-inline void run_block(const std::vector<unsigned>& order, bool warp_by_warp) {
-  const size_t threads = block->threads;
+inline void run_block(const std::vector<unsigned>& order, Order kind) {
+  const size_t threads = block->threads, warps = threads / WARP;
+  const bool straggling = kind == Order::Straggling, warp_by_warp = straggling || kind == Order::WarpByWarp;
+  // Which warp stays behind, and how many did since something moved.
+  size_t straggler = 0, still = 0;
   for (;;) {
     bool moved = false;
     if (warp_by_warp) {
       for (size_t first = 0; first < threads; first += WARP) {
+        if (straggling && first == straggler * WARP) continue;
         while (resume(&order[first], WARP)) {
           release(first, first + WARP, State::AtWarpBarrier);
           release_phases(first, first + WARP);
@@ -227,7 +232,9 @@ inline void run_block(const std::vector<unsigned>& order, bool warp_by_warp) {
     moved |= release(0, threads, State::AtBlockBarrier);
     moved |= release_phases(0, threads);
     if (!left) return;
-    if (!moved) stop("a barrier that not all threads reach");
+    still = moved ? 0 : still + 1;
+    if (still > (straggling ? warps : 0)) stop("a barrier that not all threads reach");
+    if (!moved) straggler = (straggler + 1) % warps;
   }
 }
 
@@ -289,7 +296,7 @@ inline void launch(Order order, unsigned seed, dim3 grid, dim3 size, std::functi
     current.published.clear();
     current.written.assign(1 << 8, 0);
     current.products.assign((threads + 4 * WARP - 1) / (4 * WARP), {});
-    run_block(turns, order == Order::WarpByWarp);
+    run_block(turns, order);
   }
   block = nullptr;
 }

@@ -118,6 +118,8 @@ impl Case {
 
 /// The orders in which the emulation resumes threads: ascending, descending, shuffled, each warp as far as it can.
 pub const ORDERS: [usize; 4] = [0, 1, 2, 3];
+/// For warps with parts of their own: each is left behind in turn, until no other can go any further.
+pub const STRAGGLING: usize = 4;
 
 /// Numbers in [-1, 1), the same for the same `seed`.
 pub fn numbers(seed: u32, count: usize) -> Vec<f32> {

@@ -1,6 +1,6 @@
 //! `cuda/warpgroup.cuh`: the emulation of warpgroups multiplies what the descriptors describe, and notices what is wrong.
 
-use crate::program::{Case, ORDERS, Program, halves};
+use crate::program::{Case, ORDERS, Program, STRAGGLING, halves};
 
 /// What becomes of a planted fault.
 enum End {
@@ -44,7 +44,7 @@ fn a_product_of_a_warpgroup_is_what_its_descriptors_say_and_planted_faults_are_n
         .collect();
     for (fault, (name, end)) in FAULTS.iter().enumerate() {
         let mut noticed = false;
-        for order in ORDERS {
+        for order in ORDERS.into_iter().chain([STRAGGLING]) {
             let case = Case::new(&[order, fault]).bf16(&a).bf16(&b).output(4 * 64 * 128);
             let output = program.run(&[], case.into_bytes());
             let said = String::from_utf8_lossy(&output.stderr);

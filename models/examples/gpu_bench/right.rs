@@ -13,6 +13,7 @@ use half::bf16;
 use hearth_kernels::Activation;
 use hearth_kernels::cuda::buffer::Buffer;
 use hearth_kernels::cuda::driver::DeviceError;
+use hearth_kernels::cuda::hopper::Hopper;
 use hearth_kernels::cuda::product::{Finish, Product, gate_row};
 use hearth_kernels::cuda::skinny::{Class, MAX_ROWS, Skinny};
 use hearth_kernels::cuda::stream::number;
@@ -72,14 +73,24 @@ fn all_shapes(bench: &Bench) -> Result<Vec<(usize, usize)>, Failure> {
 }
 
 fn products(bench: &Bench) -> Result<Value, Failure> {
-    let kernels = (Skinny::load(&bench.device)?, Product::load(&bench.device)?);
+    let device = &bench.device;
+    let kernels = Kernels {
+        skinny: Skinny::load(device)?,
+        product: Product::load(device)?,
+        hopper: Hopper::load(device)?,
+    };
     let mut check = Check { launches: 0, rows: 0, worst: [0.0; 2], wrong: Vec::new() };
+    if let Some(hopper) = &kernels.hopper
+        && let Some(differs) = hopper.check(&kernels.product)?
+    {
+        check.fail(differs.to_string());
+    }
     let shapes = all_shapes(bench)?;
     for (i, shape) in shapes.iter().enumerate() {
         Case::new(bench, *shape, i % 2 == 0)?.run(&kernels, &mut check)?;
     }
     for (i, shape) in RAGGED_FEW.into_iter().enumerate() {
-        Case::new(bench, shape, i % 2 == 0)?.few(&kernels.0, &mut check)?;
+        Case::new(bench, shape, i % 2 == 0)?.few(&kernels.skinny, &mut check)?;
     }
     let Check { launches, rows, worst: [plain, gated], wrong } = check;
     println!(
@@ -91,6 +102,12 @@ fn products(bench: &Bench) -> Result<Value, Failure> {
         "shapes": shapes.len() + RAGGED_FEW.len(), "launches": launches, "rows": rows, "worst": plain,
         "worst_gated": gated, "wrong": wrong,
     }))
+}
+
+struct Kernels {
+    skinny: Skinny,
+    product: Product,
+    hopper: Option<Hopper>,
 }
 
 /// What was found so far.
@@ -209,7 +226,8 @@ impl Case {
         End::ALL.into_iter().filter(move |end| turns || end.activation().is_none())
     }
 
-    fn run(&mut self, (skinny, product): &(Skinny, Product), check: &mut Check) -> Result<(), Failure> {
+    fn run(&mut self, kernels: &Kernels, check: &mut Check) -> Result<(), Failure> {
+        let Kernels { skinny, product, hopper } = kernels;
         self.few(skinny, check)?;
         for bucket in self.buckets.clone() {
             // Fewer rows than the launch is for, unless it is for one.
@@ -220,6 +238,13 @@ impl Case {
                 let Self { x, w, bias, .. } = &*self;
                 product.launch(bucket, &self.count, x, w, self.shape, bias.as_ref(), self.finish(end))?;
                 self.look("product", bucket, rows, end, check)?;
+                let Some(hopper) = hopper.as_ref().filter(|hopper| hopper.takes(bucket, self.shape.0)) else {
+                    continue;
+                };
+                self.poison(rows, end)?;
+                let Self { x, w, bias, .. } = &*self;
+                hopper.launch(bucket, &self.count, x, w, self.shape, bias.as_ref(), self.finish(end))?;
+                self.look("hopper", bucket, rows, end, check)?;
             }
         }
         Ok(())

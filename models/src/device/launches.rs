@@ -123,7 +123,13 @@ impl Decoder {
     ) -> Result<(), DeviceError> {
         let Matrix { numbers, rows, cols } = weight;
         if self.options.strict || bucket > skinny::MAX_ROWS {
-            return self.kernels.product.launch(bucket, count, x, numbers, (*rows, *cols), bias, finish);
+            let shape = (*rows, *cols);
+            return match &self.kernels.hopper {
+                Some(hopper) if hopper.takes(bucket, *rows) => {
+                    hopper.launch(bucket, count, x, numbers, shape, bias, finish)
+                }
+                _ => self.kernels.product.launch(bucket, count, x, numbers, shape, bias, finish),
+            };
         }
         // A block for four rows of the weight where they are few: more warps are under way.
         let class = if *rows <= FEW_OUTPUTS { Class::Block } else { Class::Warp };

@@ -21,6 +21,7 @@ use hearth_kernels::cuda::attention::{self, Attention};
 use hearth_kernels::cuda::buffer::Buffer;
 use hearth_kernels::cuda::driver::{Device, DeviceError, Graph};
 use hearth_kernels::cuda::experts::{self, Experts, Routes};
+use hearth_kernels::cuda::hopper::{self, Differs, Hopper};
 use hearth_kernels::cuda::narrow::Narrow;
 use hearth_kernels::cuda::product::Product;
 use hearth_kernels::cuda::row::Row;
@@ -82,11 +83,14 @@ pub struct Decoder {
     buffers: Buffers,
     /// By bucket; none where its launches were enqueued once and not captured yet.
     graphs: HashMap<usize, Option<Graph>>,
+    set_aside: Option<Differs>,
 }
 
 struct Kernels {
     row: Row,
     product: Product,
+    /// For many rows, where the device has it and bits may depend on their number.
+    hopper: Option<Hopper>,
     skinny: Skinny,
     attention: Attention,
     experts: Experts,
@@ -196,6 +200,7 @@ impl Decoder {
             });
         }
         let product = Product::load(device)?;
+        let (hopper, set_aside) = many_rows(device, options, &product)?;
         let narrow = match options.quantize {
             None => None,
             Some(_) => {
@@ -205,6 +210,7 @@ impl Decoder {
         let kernels = Kernels {
             row: Row::load(device)?,
             product,
+            hopper,
             narrow,
             skinny: Skinny::load(device)?,
             attention: Attention::load(device, shape, limits)?,
@@ -229,6 +235,7 @@ impl Decoder {
             device: device.clone(),
             options: options.clone(),
             graphs: HashMap::new(),
+            set_aside,
             kernels,
             weights,
             spec,
@@ -249,6 +256,16 @@ impl Decoder {
 
     pub fn weight_bytes(&self) -> u64 {
         self.weights.bytes
+    }
+
+    /// Whether many rows take the products that Hopper alone has.
+    pub fn is_on_hopper(&self) -> bool {
+        self.kernels.hopper.is_some()
+    }
+
+    /// Why the device's own products of many rows are not used, where they should be.
+    pub fn set_aside(&self) -> Option<Differs> {
+        self.set_aside
     }
 
     /// Logits `[options.logits, vocab]` of the last step; row `i` belongs to `step.logits[i]`.
@@ -312,6 +329,23 @@ impl Decoder {
         let bucket = BUCKETS.into_iter().find(|bucket| *bucket >= rows);
         bucket.expect("bug: more rows than a decoder is made for").min(self.options.rows)
     }
+}
+
+/// The products that Hopper alone has, where steps may have rows for them; or how they differ from those of all
+/// generations on this device.
+fn many_rows(
+    device: &Device,
+    options: &Options,
+    product: &Product,
+) -> Result<(Option<Hopper>, Option<Differs>), DeviceError> {
+    if options.strict || options.rows <= hopper::FEW_ROWS {
+        return Ok((None, None));
+    }
+    let Some(hopper) = Hopper::load(device)? else { return Ok((None, None)) };
+    Ok(match hopper.check(product)? {
+        None => (Some(hopper), None),
+        differs => (None, differs),
+    })
 }
 
 /// Memory of everything that a step of these options computes in, sampling included; a little more than is taken.

@@ -44,6 +44,29 @@ fn a_device_gives_the_logits_of_the_processor_for_every_family() {
 
 #[test]
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn a_long_prompt_takes_the_products_of_hopper_unless_bits_are_those_of_few_rows() {
+    const LONG: usize = 70;
+    let (_dir, checkpoint) = checkpoint(FAMILIES[0]);
+    let prompt = || [Sequence::new((0..LONG).map(|i| ((3 + i * 7) % 300) as u32).collect())];
+    let mut processor = Rig::cpu(&checkpoint);
+    let mut there = prompt();
+    processor.step(&mut there, &[(0, 64)]);
+    let wanted = processor.step(&mut there, &[(0, LONG - 64)]);
+    let on_device = |strict| {
+        let mut rig = on_emulated(&checkpoint, Options { rows: 128, strict, ..OPTIONS });
+        let Rig::Device(decoder) = &rig else { panic!("no device") };
+        assert_eq!((decoder.is_on_hopper(), decoder.set_aside()), (!strict, None));
+        rig.step(&mut prompt(), &[(0, LONG)]).remove(0)
+    };
+    let (hopper, strict) = (on_device(false), on_device(true));
+    for (name, row) in [("hopper", &hopper), ("strict", &strict)] {
+        let apart = relative(row, &wanted[0]);
+        assert!(apart < HALF, "{name}: {apart:.1e}");
+    }
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
 fn captured_steps_give_the_bits_of_steps_that_are_enqueued() {
     for family in [FAMILIES[0], FAMILIES[5], FAMILIES[8]] {
         let (_dir, checkpoint) = checkpoint(family);
