@@ -212,8 +212,8 @@ fn ranks_together_say_what_one_says_alone() {
     let apart_with = apart(&logits(&checkpoint, None, 2), &logits(&checkpoint, None, 1));
     println!("with all biases      2 ranks {apart_with:.1e}");
     assert!(apart_with < REORDERED, "{apart_with}");
-    // Packed: parts are as near the unpacked whole as the packed whole is. How candle rounds what goes into a packed product
-    // depends on its shape, so the two are not the same numbers.
+    // Packed: parts are as near the unpacked whole as the packed whole is. Nearer to each other they are not: each rounds
+    // in its own places.
     let checkpoint = golden::open("mistral-small-2501");
     let alone = logits(&checkpoint, None, 1);
     let packed = [1, 2].map(|of| apart(&logits(&checkpoint, Some(Quantize::Q8_0), of), &alone));
