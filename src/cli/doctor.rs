@@ -65,10 +65,10 @@ pub fn run(verb: Doctor, common: &Common) -> Result<(), CliError> {
         for finding in &findings {
             writeln!(out, "{finding}")?;
         }
-        writeln!(out, "\n{} checks: {failures} failed, {warnings} warnings", findings.len())?;
+        writeln!(out, "\nchecks: {}, failed: {failures}, warnings: {warnings}", findings.len())?;
     }
     if let Some(first) = findings.iter().find(|f| f.verdict == Verdict::Failure) {
-        return Err(CliError::new(exit(first.check), format!("{failures} checks failed"))
+        return Err(CliError::new(exit(first.check), format!("checks that failed: {failures}"))
             .fix("see each line's fix above"));
     }
     if verb.json {

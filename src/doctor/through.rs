@@ -19,6 +19,8 @@ const LIMITS: Limits = Limits {
     bytes: 1 << 20,
 };
 
+/// How often an answer that came late and all at once is asked for.
+const TRIES: usize = 3;
 /// A stream shorter than this says nothing about what holds it up on the way.
 const TELLING: Duration = Duration::from_millis(300);
 
@@ -64,7 +66,20 @@ async fn stream(server: &Outbound, settings: &Settings) -> Finding {
             Err(e) => return Finding::fails(CHECK, e.what, e.fix),
         },
     };
-    match ask(server, key.expose(), settings).await {
+    let mut finding = streamed(server, key.expose(), settings).await;
+    // A proxy that holds answers back does it every time; a busy host may read one late.
+    for _ in 1..TRIES {
+        if finding.verdict != Verdict::Warning {
+            break;
+        }
+        finding = streamed(server, key.expose(), settings).await;
+    }
+    finding
+}
+
+async fn streamed(server: &Outbound, key: &str, settings: &Settings) -> Finding {
+    const CHECK: &str = "stream";
+    match ask(server, key, settings).await {
         Ok(answer) if answer.status() != StatusCode::OK => Finding::fails(
             CHECK,
             format!("a streamed completion answered {}", answer.status()),

@@ -10,7 +10,7 @@ use futures::{Stream, stream};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::asked::Asked;
+use super::asked::{Asked, Counts};
 use super::error::ApiError;
 use crate::access::Meter;
 use crate::engine::request::Logprobs;
@@ -34,6 +34,15 @@ impl Usage {
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached},
         })
+    }
+
+    /// What a chunk says of it that is not the last; `None`: nothing at all.
+    pub fn within(&self, counts: Counts) -> Option<Value> {
+        match counts {
+            Counts::Nowhere => None,
+            Counts::AtTheEnd => Some(Value::Null),
+            Counts::Always => Some(self.object()),
+        }
     }
 }
 
@@ -102,11 +111,12 @@ impl Answers {
         next
     }
 
-    /// As a stream of what `say` makes of each output, until a failure or the end; `last` has the last word.
+    /// As a stream of what `say` makes of each output and of the tokens until then, until a failure or the end; `last`
+    /// has the last word.
     pub fn speak<S: Send + 'static>(
         self,
         state: S,
-        say: impl Fn(&mut S, u32, Output) -> Vec<String> + Send + 'static,
+        say: impl Fn(&mut S, u32, Output, &Usage) -> Vec<String> + Send + 'static,
         last: impl Fn(&mut S, &Usage) -> Vec<String> + Send + 'static,
     ) -> impl Stream<Item = String> + Send {
         let begin = (Some(self), state, say, last);
@@ -116,7 +126,10 @@ impl Answers {
                 Some((_, Output::Failed { error })) => {
                     (vec![ApiError::failed(error).object().to_string()], None)
                 }
-                Some((index, output)) => (say(&mut state, index, output), Some(answers)),
+                Some((index, output)) => {
+                    let lines = say(&mut state, index, output, &answers.usage);
+                    (lines, Some(answers))
+                }
                 None => {
                     let mut lines = last(&mut state, &answers.usage);
                     lines.push("[DONE]".to_owned());

@@ -46,8 +46,17 @@ pub struct Asked {
     include_stop: bool,
     skip_special: bool,
     pub stream: bool,
-    /// The stream ends with a chunk that counts tokens.
-    pub include_usage: bool,
+    pub counts: Counts,
+}
+
+/// Which chunks of a stream count tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counts {
+    Nowhere,
+    /// One more chunk at the end.
+    AtTheEnd,
+    /// That one, and every chunk what there is until then: vLLM's `continuous_usage_stats`.
+    Always,
 }
 
 /// The model that a request names.
@@ -109,7 +118,7 @@ impl Asked {
             return Err(ApiError::invalid("min_tokens", message));
         }
         let stream = fields.bool("stream")?.unwrap_or(false);
-        let include_usage = stream_options(fields, stream)?;
+        let counts = stream_options(fields, stream)?;
         let asked = Self {
             sampling,
             choices,
@@ -121,7 +130,7 @@ impl Asked {
             include_stop: fields.bool("include_stop_str_in_output")?.unwrap_or(false),
             skip_special: fields.bool("skip_special_tokens")?.unwrap_or(true),
             stream,
-            include_usage,
+            counts,
         };
         fields.ignore(&INERT);
         Ok(asked)
@@ -232,10 +241,11 @@ fn stop_tokens(fields: &mut Fields, vocab: i64) -> Result<Vec<u32>, ApiError> {
     list.iter().enumerate().map(token).collect()
 }
 
-fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
-    let Some(value) = fields.take("stream_options") else { return Ok(false) };
+fn stream_options(fields: &mut Fields, stream: bool) -> Result<Counts, ApiError> {
+    let Some(value) = fields.take("stream_options") else { return Ok(Counts::Nowhere) };
     let mut options = Fields::inside("stream_options", value)?;
     let usage = options.bool("include_usage")?.unwrap_or(false);
+    let always = options.bool("continuous_usage_stats")?.unwrap_or(false);
     // Padding against traffic analysis: none is sent, and none is promised.
     options.refuse("include_obfuscation", &[json!(false)], "leave it out; chunks are not padded.")?;
     options.finish()?;
@@ -244,5 +254,14 @@ fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
             "`stream_options.include_usage` needs `stream: true`; without it the usage always comes.";
         return Err(ApiError::invalid("stream_options", message));
     }
-    Ok(usage)
+    match (usage, always) {
+        (false, false) => Ok(Counts::Nowhere),
+        (true, false) => Ok(Counts::AtTheEnd),
+        (true, true) => Ok(Counts::Always),
+        (false, true) => {
+            let message =
+                "`stream_options.continuous_usage_stats` needs `stream_options.include_usage: true`.";
+            Err(ApiError::invalid("stream_options", message))
+        }
+    }
 }

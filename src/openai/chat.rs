@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::answers::{Answers, Prompt, Usage, chat_logprob, now};
-use super::asked::{Asked, MOST_LOGPROBS, model};
+use super::asked::{Asked, Counts, MOST_LOGPROBS, model};
 use super::completions::reason;
 use super::error::ApiError;
 use super::fields::{Fields, wrong};
@@ -75,7 +75,7 @@ pub async fn post(
         model,
         choices: asked.choices,
         logprobs,
-        include_usage: asked.include_usage,
+        counts: asked.counts,
     };
     match asked.stream {
         true => Ok(writer.stream(answers)),
@@ -202,7 +202,7 @@ struct Writer {
     model: Arc<Served>,
     choices: u32,
     logprobs: bool,
-    include_usage: bool,
+    counts: Counts,
 }
 
 #[derive(Default)]
@@ -260,8 +260,10 @@ impl Writer {
     }
 
     fn stream(self, answers: Answers) -> Response {
-        let say = |writer: &mut Writer, index: u32, output: Output| writer.chunks(index, output);
-        let last = |writer: &mut Writer, usage: &Usage| match writer.include_usage {
+        let say = |writer: &mut Writer, index: u32, output: Output, usage: &Usage| {
+            writer.chunks(index, output, usage)
+        };
+        let last = |writer: &mut Writer, usage: &Usage| match writer.counts != Counts::Nowhere {
             true => {
                 let mut frame = writer.frame("chat.completion.chunk", json!([]));
                 frame["usage"] = usage.object();
@@ -272,31 +274,40 @@ impl Writer {
         sse::response(answers.speak(self, say, last))
     }
 
-    fn chunks(&self, index: u32, output: Output) -> Vec<String> {
+    fn chunks(&self, index: u32, output: Output, usage: &Usage) -> Vec<String> {
         match output {
             Output::Prompt { .. } => {
                 let first = json!({"role": "assistant", "content": "", "refusal": null});
-                (0..self.choices).map(|index| self.chunk(index, first.clone(), None, None)).collect()
+                (0..self.choices).map(|index| self.chunk(index, first.clone(), None, None, usage)).collect()
             }
             Output::Piece { text, .. } if text.is_empty() && !self.logprobs => Vec::new(),
             Output::Piece { text, drawn, .. } => {
-                vec![self.chunk(index, json!({"content": text}), self.logprob(&drawn), None)]
+                vec![self.chunk(index, json!({"content": text}), self.logprob(&drawn), None, usage)]
             }
             Output::Finished { text, end, .. } => {
-                let rest =
-                    (!text.is_empty()).then(|| self.chunk(index, json!({"content": text}), None, None));
-                rest.into_iter().chain([self.chunk(index, json!({}), None, Some(reason(&end)))]).collect()
+                let rest = (!text.is_empty())
+                    .then(|| self.chunk(index, json!({"content": text}), None, None, usage));
+                rest.into_iter()
+                    .chain([self.chunk(index, json!({}), None, Some(reason(&end)), usage)])
+                    .collect()
             }
             Output::Failed { .. } => Vec::new(),
         }
     }
 
-    fn chunk(&self, index: u32, delta: Value, logprob: Option<Value>, end: Option<&str>) -> String {
+    fn chunk(
+        &self,
+        index: u32,
+        delta: Value,
+        logprob: Option<Value>,
+        end: Option<&str>,
+        usage: &Usage,
+    ) -> String {
         let logprobs = logprob.map(|l| json!({"content": [l], "refusal": null}));
         let choice = json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": end});
         let mut frame = self.frame("chat.completion.chunk", json!([choice]));
-        if self.include_usage {
-            frame["usage"] = Value::Null;
+        if let Some(usage) = usage.within(self.counts) {
+            frame["usage"] = usage;
         }
         frame.to_string()
     }

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::answers::{Answers, LogprobLists, Place, Prompt, Usage, now};
-use super::asked::{Asked, MOST_CHOICES, MOST_LOGPROBS, model};
+use super::asked::{Asked, Counts, MOST_CHOICES, MOST_LOGPROBS, model};
 use super::error::ApiError;
 use super::fields::{Fields, integer, wrong};
 use super::sse;
@@ -107,7 +107,7 @@ pub async fn post(
         echo: if echo { texts } else { Vec::new() },
         choices: asked.choices,
         logprobs,
-        include_usage: asked.include_usage,
+        counts: asked.counts,
         places: HashMap::new(),
     };
     match asked.stream {
@@ -216,7 +216,7 @@ struct Writer {
     /// Choices of a prompt.
     choices: u32,
     logprobs: Option<u8>,
-    include_usage: bool,
+    counts: Counts,
     /// Where the next token's text begins, by choice.
     places: HashMap<u32, Place>,
 }
@@ -321,8 +321,10 @@ impl Writer {
     }
 
     fn stream(self, answers: Answers) -> Response {
-        let say = |writer: &mut Writer, index: u32, output: Output| writer.chunks(index, output);
-        let last = |writer: &mut Writer, usage: &Usage| match writer.include_usage {
+        let say = |writer: &mut Writer, index: u32, output: Output, usage: &Usage| {
+            writer.chunks(index, output, usage)
+        };
+        let last = |writer: &mut Writer, usage: &Usage| match writer.counts != Counts::Nowhere {
             true => {
                 let mut frame = writer.frame(json!([]));
                 frame["usage"] = usage.object();
@@ -333,33 +335,40 @@ impl Writer {
         sse::response(answers.speak(self, say, last))
     }
 
-    fn chunks(&mut self, index: u32, output: Output) -> Vec<String> {
+    fn chunks(&mut self, index: u32, output: Output, usage: &Usage) -> Vec<String> {
         match output {
             Output::Prompt { logprobs, .. } => (index..index + self.choices)
                 .filter_map(|index| {
                     let (text, lists) = self.echoed(index, &logprobs)?;
-                    Some(self.chunk(index, text, lists, None))
+                    Some(self.chunk(index, text, lists, None, usage))
                 })
                 .collect(),
             // Text that is held back says nothing yet.
             Output::Piece { text, .. } if text.is_empty() && self.logprobs.is_none() => Vec::new(),
             Output::Piece { text, drawn, .. } => {
                 let lists = self.lists(index, &drawn);
-                vec![self.chunk(index, text, lists, None)]
+                vec![self.chunk(index, text, lists, None, usage)]
             }
             Output::Finished { text, end, .. } => {
-                vec![self.chunk(index, text, LogprobLists::default(), Some(reason(&end)))]
+                vec![self.chunk(index, text, LogprobLists::default(), Some(reason(&end)), usage)]
             }
             Output::Failed { .. } => Vec::new(),
         }
     }
 
-    fn chunk(&self, index: u32, text: String, lists: LogprobLists, end: Option<&str>) -> String {
+    fn chunk(
+        &self,
+        index: u32,
+        text: String,
+        lists: LogprobLists,
+        end: Option<&str>,
+        usage: &Usage,
+    ) -> String {
         let logprobs = Some(&lists).filter(|l| !l.is_empty());
         let choice = json!({"text": text, "index": index, "logprobs": logprobs, "finish_reason": end});
         let mut frame = self.frame(json!([choice]));
-        if self.include_usage {
-            frame["usage"] = Value::Null;
+        if let Some(usage) = usage.within(self.counts) {
+            frame["usage"] = usage;
         }
         frame.to_string()
     }

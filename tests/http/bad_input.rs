@@ -62,6 +62,11 @@ fn every_field_out_of_range_is_refused_by_name() {
         (json!({"stream": "yes"}), "stream", "true or false"),
         (json!({"stream_options": {"include_usage": true}}), "stream_options", "needs `stream: true`"),
         (
+            json!({"stream": true, "stream_options": {"continuous_usage_stats": true}}),
+            "stream_options",
+            "needs `stream_options.include_usage: true`",
+        ),
+        (
             json!({"stream": true, "stream_options": {"include_usages": true}}),
             "stream_options.include_usages",
             "did you mean `stream_options.include_usage`?",

@@ -77,6 +77,29 @@ fn a_stream_is_the_whole_in_pieces() {
 }
 
 #[test]
+fn every_chunk_counts_when_it_is_asked_to() {
+    let site = Site::start();
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let chunks =
+        site.complete(json!({"max_tokens": 5, "stream": true, "stream_options": options.clone()})).chunks();
+    let counts: Vec<(u64, u64)> = chunks
+        .iter()
+        .map(|chunk| {
+            let count = |of: &str| chunk["usage"][of].as_u64().unwrap();
+            assert_eq!(count("prompt_tokens") + count("completion_tokens"), count("total_tokens"));
+            (count("prompt_tokens"), count("completion_tokens"))
+        })
+        .collect();
+    assert!(counts.is_sorted() && counts[0].1 == 1, "{counts:?}");
+    assert_eq!(counts.last().unwrap().1, 5);
+    assert!(counts.iter().all(|(prompt, _)| *prompt == counts[0].0), "{counts:?}");
+    let turn = site.chat(json!({"max_tokens": 3, "stream": true, "stream_options": options})).chunks();
+    assert_eq!(turn[0]["usage"]["completion_tokens"], 0);
+    assert_eq!(turn.last().unwrap()["usage"]["completion_tokens"], 3);
+    assert!(turn.iter().all(|chunk| chunk["usage"].is_object()));
+}
+
+#[test]
 fn prompts_may_be_strings_or_tokens_and_each_has_its_choices() {
     let site = Site::start();
     let tokens = site.text.tokenizer.encode("b@").unwrap();
