@@ -183,8 +183,7 @@ def load_of(options, url, place, seed):
 
 def by_guidellm(options, url, place, model, load):
     kept, scenario, whole = place / "guidellm.json", place / "scenario.json", WARMUP + options.seconds
-    # guidellm always asks for counts in every event, which are vLLM's own: null leaves them out.
-    extras = {"temperature": 0, "stream_options": {"continuous_usage_stats": None}}
+    extras = {"temperature": 0}
     spec = {
         "backend": {
             "kind": "openai_http", "target": url, "model": model, "api_key": KEY, "http2": False,
