@@ -13,7 +13,7 @@
 //! which a hostile client gets one for each place it holds and no faster than the limits give the place back. Client and
 //! server share the machine: the hostile thread's own processor time is in the table, and is none of the server's doing.
 
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../../tests/front/authority.rs"]
 mod authority;
 mod good;
