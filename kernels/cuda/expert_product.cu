@@ -13,34 +13,15 @@
 // One class: each sum is one chain of mma.m16n8k16 from zero, k ascending, whatever the tile; that of product.cu with one
 // part. A row's bits depend on the row and its expert alone.
 
+#include "grouped.cuh"
 #include "tile.cuh"
-
-// Experts whose borders are read together.
-constexpr unsigned AT_ONCE = 8;
 
 template <typename T, unsigned EPILOGUE>
 __device__ __forceinline__ void expert_product(Product p, const unsigned* __restrict__ starts, const unsigned experts) {
-  unsigned tile = blockIdx.x, own = 0, first = 0, end = 0;
-  for (unsigned expert = 0; expert < experts && end == 0; expert += AT_ONCE) {
-    unsigned border[AT_ONCE + 1];
-#pragma unroll
-    for (unsigned i = 0; i <= AT_ONCE; ++i) border[i] = starts[min(expert + i, experts)];
-#pragma unroll
-    for (unsigned i = 0; i < AT_ONCE; ++i) {
-      if (end > 0) continue;
-      const unsigned tiles = (border[i + 1] - border[i] + T::ROWS - 1) / T::ROWS;
-      if (tile < tiles) {
-        own = expert + i;
-        first = border[i] + tile * T::ROWS;
-        end = border[i + 1];
-      } else {
-        tile -= tiles;
-      }
-    }
-  }
-  if (end == 0) return;
-  p.w += (size_t)own * p.n * (p.k / CHUNK);
-  product_tile<T, EPILOGUE>(p, end, first, blockIdx.y * T::COLUMNS);
+  const OwnTile own = own_tile<T::ROWS>(blockIdx.x, starts, experts);
+  if (own.end == 0) return;
+  p.w += (size_t)own.expert * p.n * (p.k / CHUNK);
+  product_tile<T, EPILOGUE>(p, own.end, own.first, blockIdx.y * T::COLUMNS);
 }
 
 // The grid is tiles of rows x n tiles. n is that of one expert's weight.

@@ -118,7 +118,7 @@ struct Feed<NarrowTile<F, SIZES...>> {
 #pragma unroll
         for (unsigned i = 0; i < PIECES; ++i) {
           const Piece piece(op, thread, i);
-          const size_t panel_step = (size_t)piece.panel * steps + step / 2;
+          const size_t panel_step = (size_t)(op.first_panel + piece.panel) * steps + step / 2;
           const unsigned char* const numbers = reinterpret_cast<const unsigned char*>(op.w);
           copy_async<F::PIECE>(
               packed(step, piece), numbers + panel_step * F::QUADS * QUAD + F::at(step, piece.half) + piece.lane * 16,
@@ -134,7 +134,7 @@ struct Feed<NarrowTile<F, SIZES...>> {
       for (unsigned i = 0; i < PIECES; ++i) {
         const Piece piece(op, thread, i);
         // Beyond the last panel those of the last, for zeros that nobody stores.
-        const unsigned panel = min(piece.panel, panels - 1);
+        const unsigned panel = op.first_panel + min(piece.panel, panels - 1);
         scales[i] = F::scale(op.scales, (size_t)panel * steps + step / 2, panel, piece.row(), step);
       }
     };

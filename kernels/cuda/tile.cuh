@@ -45,6 +45,7 @@ struct Operands {
   unsigned rows, n, chunks;  // chunks of k
   unsigned first_row, first_column;
   const void* scales = nullptr;
+  unsigned first_panel = 0;
 };
 
 template <typename T>
@@ -176,6 +177,7 @@ struct Product {
   unsigned* counters;
   unsigned n, k, parts;
   const void* scales = nullptr;  // of a weight of fewer bits
+  unsigned first_panel = 0;      // of it, where it is one of several behind one another
 
   __device__ __forceinline__ float2* at(const unsigned row, const unsigned column) const {
     return reinterpret_cast<float2*>(static_cast<float*>(y) + (size_t)row * n + column);
@@ -232,7 +234,7 @@ template <typename T, unsigned EPILOGUE>
 __device__ __forceinline__ void product_tile(
     const Product& p, const unsigned rows, const unsigned first_row, const unsigned first_column) {
   DYNAMIC_SHARED(uint4, stages);
-  const Operands op = {p.x, p.w, rows, p.n, p.k / CHUNK, first_row, first_column, p.scales};
+  const Operands op = {p.x, p.w, rows, p.n, p.k / CHUNK, first_row, first_column, p.scales, p.first_panel};
   const Parts parts = cut(p.k, IS_GATE<EPILOGUE> ? 1 : p.parts);
   unsigned part = 0;
   Feed<T>::accumulate(op, stages, threadIdx.x, 0, parts.steps, parts.each, [&](const Sums<T>& sum) {
