@@ -40,3 +40,6 @@ EXPERT_PRODUCTS(16, 128, 4, Tile16)
 EXPERT_PRODUCTS(64, 256, 2, Tile64)
 EXPERT_PRODUCTS(128, 128, 2, Tile128)
 EXPERT_PRODUCTS(128_wide, 256, 1, Tile128Wide)
+
+// Many rows an expert on Hopper. Here, so that no file is without kernels on the other generations.
+#include "hopper_experts.cuh"

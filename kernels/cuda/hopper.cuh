@@ -11,7 +11,8 @@
 // the first gives back. Stages go round by two barriers each: `full` counts the copying warps, `empty` the multiplying
 // ones. Blocks are as many as multiprocessors and walk the tiles from a list in the order in which they share most: 16
 // tiles of rows, then the next tile of n, so that 132 blocks read 2048 rows of x and about as many of w at a time, from the
-// second-level cache. Tiles beyond the rows, which are counted on the device, are not on the list.
+// second-level cache. Tiles beyond the rows, which are counted on the device, are not on the list. Here it is that of rows
+// with one weight; hopper_experts.cuh has another, of rows grouped by expert.
 //
 // Why cp.async and not the copy engine (TMA): one instruction of it would move a whole matrix of a stage, where here 96
 // warp instructions move 48 KiB: 384 of the 1024 cycles that the products of a stage take, on another pipe, and about
@@ -49,16 +50,33 @@ struct Turn {
   }
 };
 
-// The list of tiles.
-struct Tiles {
-  unsigned down, across;
+// A tile: its weight, where it begins, and where the rows of that weight end.
+struct Work {
+  const uint4* w;
+  unsigned row, end, column;
+};
+
+// Tile row and tile column of one of `down` by `across` tiles.
+__device__ __forceinline__ uint2 in_turns(const unsigned index, const unsigned down, const unsigned across) {
+  const unsigned top = index / (ROW_TILES * across) * ROW_TILES;
+  const unsigned height = down - top < ROW_TILES ? down - top : ROW_TILES;
+  const unsigned rest = index - top * across;
+  return {top + rest % height, rest / height};
+}
+
+// A list of tiles says how many there are and what each of them is. Who walks it has a copy and asks for ascending ones.
+// This one: all rows with one weight.
+template <typename T>
+struct OneWeight {
+  const uint4* w;
+  unsigned rows, down, across;
+
+  __device__ __forceinline__ OneWeight(const Product& p, const unsigned rows)
+      : w(p.w), rows(rows), down((rows + T::ROWS - 1) / T::ROWS), across((p.n + T::COLUMNS - 1) / T::COLUMNS) {}
   __device__ __forceinline__ unsigned count() const { return down * across; }
-  // Tile row and tile column.
-  __device__ __forceinline__ uint2 at(const unsigned index) const {
-    const unsigned top = index / (ROW_TILES * across) * ROW_TILES;
-    const unsigned height = down - top < ROW_TILES ? down - top : ROW_TILES;
-    const unsigned rest = index - top * across;
-    return {top + rest % height, rest / height};
+  __device__ __forceinline__ Work at(const unsigned index) {
+    const uint2 tile = in_turns(index, down, across);
+    return {w, tile.x * T::ROWS, rows, tile.y * T::COLUMNS};
   }
 };
 
@@ -93,10 +111,9 @@ struct Lines {
 };
 
 // Copies the stages of all tiles of this block.
-template <typename T>
+template <typename T, typename List>
 __device__ __forceinline__ void copy_tiles(
-    const Product& p, const unsigned rows, const Tiles& tiles, uint4* const stages, Barrier* const full,
-    Barrier* const empty) {
+    const Product& p, List tiles, uint4* const stages, Barrier* const full, Barrier* const empty) {
   const unsigned thread = threadIdx.x % WARPGROUP, chunks = p.k / CHUNK;
   const unsigned line = thread / STEP_CHUNKS, at = thread % STEP_CHUNKS;
   const size_t apart = (size_t)Lines::LINES_APART * chunks;
@@ -111,9 +128,9 @@ __device__ __forceinline__ void copy_tiles(
     told.next();
   };
   for (unsigned index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
-    const uint2 tile = tiles.at(index);
-    Lines x(p.x, tile.x * T::ROWS, rows, chunks, thread);
-    Lines w(p.w, tile.y * T::COLUMNS, p.n, chunks, thread);
+    const Work tile = tiles.at(index);
+    Lines x(p.x, tile.row, tile.end, chunks, thread);
+    Lines w(tile.w, tile.column, p.n, chunks, thread);
     for (unsigned chunk = 0; chunk < chunks; chunk += STEP_CHUNKS) {
       barrier_wait(empty + filled.slot, filled.parity ^ 1);
       uint4* const to = own + filled.slot * T::STAGE;
@@ -134,10 +151,9 @@ __device__ __forceinline__ void copy_tiles(
 }
 
 // Multiplies them.
-template <typename T, unsigned EPILOGUE>
+template <typename T, unsigned EPILOGUE, typename List>
 __device__ __forceinline__ void multiply_tiles(
-    const Product& p, const unsigned rows, const Tiles& tiles, const uint4* const stages, Barrier* const full,
-    Barrier* const empty) {
+    const Product& p, List tiles, const uint4* const stages, Barrier* const full, Barrier* const empty) {
   const unsigned steps = (p.k + STEP_CHUNKS * CHUNK - 1) / (STEP_CHUNKS * CHUNK);
   const unsigned down = threadIdx.x / WARPGROUP * 64;
   // The products of this warp with a stage are done.
@@ -146,7 +162,7 @@ __device__ __forceinline__ void multiply_tiles(
   };
   Turn<T> turn;
   for (unsigned index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
-    const uint2 tile = tiles.at(index);
+    const Work tile = tiles.at(index);
     Sums<T> sum = {};
     unsigned before = 0;
     for (unsigned step = 0; step < steps; ++step) {
@@ -170,7 +186,7 @@ __device__ __forceinline__ void multiply_tiles(
     products_wait<0>();
     pin(sum[0]);
     leave(before);
-    const Operands op = {p.x, p.w, rows, p.n, p.k / CHUNK, tile.x * T::ROWS, tile.y * T::COLUMNS};
+    const Operands op = {p.x, tile.w, tile.end, p.n, p.k / CHUNK, tile.row, tile.column};
     if constexpr (IS_GATE<EPILOGUE>) {
       put_gate<T, EPILOGUE>(p, op, sum);
     } else {
@@ -179,15 +195,14 @@ __device__ __forceinline__ void multiply_tiles(
   }
 }
 
-template <typename T, unsigned EPILOGUE>
-__device__ __forceinline__ void product_hopper(const Product& p, const unsigned rows) {
+template <typename T, unsigned EPILOGUE, typename List>
+__device__ __forceinline__ void product_hopper(const Product& p, const List& tiles) {
   constexpr unsigned MULTIPLYING = T::THREADS;
   static_assert(T::DOWN == 1 && T::WARPS == 8, "a warp has the rows of a warpgroup's product");
   static_assert(COPIES_AHEAD < T::STAGES, "a stage that nobody was told of would be waited for");
   static_assert(T::STAGE * 16 % SWIZZLED == 0 && T::ROWS * 128 % SWIZZLED == 0, "matrices begin where the swizzle does");
   __shared__ Barrier full[T::STAGES], empty[T::STAGES];
   DYNAMIC_SHARED(uint4, shared);
-  const Tiles tiles = {(rows + T::ROWS - 1) / T::ROWS, (p.n + T::COLUMNS - 1) / T::COLUMNS};
   if (blockIdx.x >= tiles.count()) return;
   uint4* const stages = shared + (SWIZZLED - shared_address(shared) % SWIZZLED) % SWIZZLED / 16;
   if (threadIdx.x < T::STAGES) {
@@ -198,27 +213,11 @@ __device__ __forceinline__ void product_hopper(const Product& p, const unsigned 
   // 128 * 56 + 256 * 224 of the 65536 that a multiprocessor has; all were started with 168.
   if (threadIdx.x >= MULTIPLYING) {
     give_registers<56>();
-    copy_tiles<T>(p, rows, tiles, stages, full, empty);
+    copy_tiles<T>(p, tiles, stages, full, empty);
   } else {
     take_registers<224>();
-    multiply_tiles<T, EPILOGUE>(p, rows, tiles, stages, full, empty);
+    multiply_tiles<T, EPILOGUE>(p, tiles, stages, full, empty);
   }
 }
-
-// The grid is any number of blocks; one a multiprocessor is best.
-#define HOPPER(TILE, ENDING, T, EPILOGUE)                                                                  \
-  extern "C" __global__ void __launch_bounds__(384, 1)                                                     \
-      product_hopper_##TILE##_##ENDING(const uint4* x, const uint4* w, const float* bias, void* y,         \
-                                       const unsigned* rows, unsigned n, unsigned k) {                     \
-    product_hopper<T, EPILOGUE>({x, w, bias, y, nullptr, nullptr, n, k, 1}, *rows);                        \
-  }
-#define HOPPER_TILE(TILE, T)      \
-  HOPPER(TILE, set, T, SET)       \
-  HOPPER(TILE, add, T, ADD)       \
-  HOPPER(TILE, silu, T, SILU)     \
-  HOPPER(TILE, gelu, T, GELU)
-
-HOPPER_TILE(128, Wide128)
-HOPPER_TILE(256, Wide256)
 
 #endif

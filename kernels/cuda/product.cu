@@ -89,3 +89,24 @@ WHOLE(128_wide, 256, 1, Tile128Wide)
 
 // Many rows on Hopper. Here, so that no file is without kernels on the other generations.
 #include "hopper.cuh"
+
+#ifdef WARPGROUPS
+
+// The grid is any number of blocks; one a multiprocessor is best.
+#define HOPPER(TILE, ENDING, T, EPILOGUE)                                                                  \
+  extern "C" __global__ void __launch_bounds__(384, 1)                                                     \
+      product_hopper_##TILE##_##ENDING(const uint4* x, const uint4* w, const float* bias, void* y,         \
+                                       const unsigned* rows, unsigned n, unsigned k) {                     \
+    const Product p = {x, w, bias, y, nullptr, nullptr, n, k, 1};                                          \
+    product_hopper<T, EPILOGUE>(p, OneWeight<T>(p, *rows));                                                \
+  }
+#define HOPPER_TILE(TILE, T)      \
+  HOPPER(TILE, set, T, SET)       \
+  HOPPER(TILE, add, T, ADD)       \
+  HOPPER(TILE, silu, T, SILU)     \
+  HOPPER(TILE, gelu, T, GELU)
+
+HOPPER_TILE(128, Wide128)
+HOPPER_TILE(256, Wide256)
+
+#endif

@@ -117,6 +117,11 @@ impl Emulated {
         self.queue().allocations
     }
 
+    /// Whether a kernel was ever launched.
+    pub fn has_launched(&self, name: &str) -> bool {
+        self.kernel(name, 0).is_ok_and(|kernel| self.queue().loaded.contains(&kernel.0))
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -36,6 +36,25 @@ impl Tile {
     }
 }
 
+/// What every product of grouped rows wants of its operands.
+pub(super) fn assert_grouped(
+    rows: usize,
+    starts: &Buffer<u32>,
+    x: &Buffer<bf16>,
+    w: &Buffer<bf16>,
+    experts: usize,
+    (n, k): (usize, usize),
+    finish: &Finish<'_>,
+) {
+    assert!(rows > 0 && n > 0 && experts > 0, "bug: {rows} rows, {n} outputs, {experts} experts");
+    assert!(k > 0 && k.is_multiple_of(8), "bug: k = {k} is not a multiple of 8");
+    assert!(!matches!(finish, Finish::Add(_)), "bug: results of experts are not added");
+    assert!(
+        starts.len() > experts && x.len() >= rows * k && w.len() >= experts * n * k,
+        "bug: a buffer is smaller than its shape"
+    );
+}
+
 #[derive(Debug)]
 pub struct ExpertProduct {
     device: Device,
@@ -85,13 +104,7 @@ impl ExpertProduct {
         (n, k): (usize, usize),
         finish: Finish<'_>,
     ) -> Result<(), DeviceError> {
-        assert!(rows > 0 && n > 0 && experts > 0, "bug: {rows} rows, {n} outputs, {experts} experts");
-        assert!(k > 0 && k.is_multiple_of(8), "bug: k = {k} is not a multiple of 8");
-        assert!(!matches!(finish, Finish::Add(_)), "bug: results of experts are not added");
-        assert!(
-            starts.len() > experts && x.len() >= rows * k && w.len() >= experts * n * k,
-            "bug: a buffer is smaller than its shape"
-        );
+        assert_grouped(rows, starts, x, w, experts, (n, k), &finish);
         let y = finish.room(rows, n);
         let index = self.tile(rows, experts, n);
         let tile = &TILES[index];

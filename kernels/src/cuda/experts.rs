@@ -8,6 +8,8 @@ use half::bf16;
 use super::buffer::Buffer;
 use super::driver::{Device, DeviceError, Kernel};
 use super::expert_product::ExpertProduct;
+use super::hopper::Differs;
+use super::hopper_experts::HopperExperts;
 use super::launch::Launch;
 use super::product::Finish;
 use crate::gate::Activation;
@@ -105,6 +107,8 @@ pub struct Experts {
     gather: Kernel,
     combine: Kernel,
     product: ExpertProduct,
+    /// For many rows an expert, once it was asked for.
+    hopper: Option<HopperExperts>,
 }
 
 impl Experts {
@@ -118,8 +122,18 @@ impl Experts {
             gather: kernel("gather")?,
             combine: kernel("combine")?,
             product: ExpertProduct::load(device)?,
+            hopper: None,
             device: device.clone(),
         })
+    }
+
+    /// From here on experts with many rows take the products that Hopper alone has, where the device has them and they
+    /// come out right.
+    pub fn take_hopper(&mut self) -> Result<Option<Differs>, DeviceError> {
+        let Some(hopper) = HopperExperts::load(&self.device)? else { return Ok(None) };
+        let differs = hopper.check(&self.product)?;
+        self.hopper = differs.is_none().then_some(hopper);
+        Ok(differs)
     }
 
     /// Sends each row to its experts by `logits` `[bucket, experts]`, as [`crate::route`] does.
@@ -206,10 +220,29 @@ impl Experts {
         self.group(count, routes)?;
         self.gather(bucket, count, routes, x, room.gathered)?;
         let bent = Finish::Gate(activation, room.middle);
-        self.product.launch(pairs, starts, room.gathered, gate_up, experts, (2 * ffn, width), bent)?;
+        self.product(pairs, starts, room.gathered, gate_up, experts, (2 * ffn, width), bent)?;
         let set = Finish::Set(room.results);
-        self.product.launch(pairs, starts, room.middle, down, experts, (width, ffn), set)?;
+        self.product(pairs, starts, room.middle, down, experts, (width, ffn), set)?;
         self.combine(bucket, count, routes, room.results, residual)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the operands of one product")]
+    fn product(
+        &self,
+        rows: usize,
+        starts: &Buffer<u32>,
+        x: &Buffer<bf16>,
+        w: &Buffer<bf16>,
+        experts: usize,
+        shape: (usize, usize),
+        finish: Finish<'_>,
+    ) -> Result<(), DeviceError> {
+        match &self.hopper {
+            Some(hopper) if hopper.takes(rows, experts, shape.0) => {
+                hopper.launch(rows, starts, x, w, experts, shape, finish)
+            }
+            _ => self.product.launch(rows, starts, x, w, experts, shape, finish),
+        }
     }
 
     /// Puts the pairs of all rows in order of experts.

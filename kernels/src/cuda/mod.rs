@@ -17,6 +17,7 @@ pub mod find;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod hopper;
+pub mod hopper_experts;
 pub mod launch;
 pub mod narrow;
 pub mod presence;

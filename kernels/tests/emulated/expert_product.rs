@@ -6,23 +6,23 @@ use crate::program::{Case, ORDERS, Program, halves};
 
 /// Rows of the tiles that there are.
 const TILES: [usize; 4] = [16, 64, 128, 128];
-const SET: usize = 0;
-const SILU: usize = 1;
-const GELU: usize = 2;
+pub const SET: usize = 0;
+pub const SILU: usize = 1;
+pub const GELU: usize = 2;
 
 /// Rows by expert, and the product's shape.
-struct Grouped<'a> {
-    counts: &'a [usize],
-    n: usize,
-    k: usize,
+pub struct Grouped<'a> {
+    pub counts: &'a [usize],
+    pub n: usize,
+    pub k: usize,
 }
 
 impl Grouped<'_> {
-    fn rows(&self) -> usize {
+    pub fn rows(&self) -> usize {
         self.counts.iter().sum()
     }
 
-    fn starts(&self) -> Vec<u32> {
+    pub fn starts(&self) -> Vec<u32> {
         let ends = self.counts.iter().scan(0, |at, count| {
             *at += *count as u32;
             Some(*at)
@@ -49,7 +49,7 @@ impl Grouped<'_> {
         program.answer(case, &format!("{:?} rows, tile {tile}, epilogue {epilogue}", self.counts))
     }
 
-    fn check(&self, epilogue: usize, x: &[bf16], w: &[bf16], answer: &[u8]) {
+    pub fn check(&self, epilogue: usize, x: &[bf16], w: &[bf16], answer: &[u8]) {
         let Grouped { counts, n, k } = *self;
         let expert_of = counts.iter().enumerate().flat_map(|(expert, count)| vec![expert; *count]);
         for (row, expert) in expert_of.enumerate() {

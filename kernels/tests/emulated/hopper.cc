@@ -1,7 +1,7 @@
 // Numbers: columns of a tile (0: 128, 1: 256), epilogue (0 set, 1 add, 2 silu, 3 gelu), order, whether there is a bias,
 // blocks, n, k. Buffers: rows (one number), x [bucket, k] and w [n, k] in bf16, bias [n] in f32, y [bucket, n] in f32 or
 // [bucket, n / 2] in bf16. Answers y.
-#include "../../cuda/hopper.cuh"
+#include "../../cuda/product.cu"
 #include "case.h"
 
 namespace {

@@ -9,6 +9,7 @@ mod expert_product;
 mod experts;
 mod faults;
 mod hopper;
+mod hopper_experts;
 mod narrow;
 mod paged;
 mod product;

@@ -200,7 +200,9 @@ impl Decoder {
             });
         }
         let product = Product::load(device)?;
-        let (hopper, set_aside) = many_rows(device, options, &product)?;
+        let mut experts = Experts::load(device)?;
+        let mixture = spec.experts.is_some().then_some(&mut experts);
+        let (hopper, set_aside) = many_rows(device, options, &product, mixture)?;
         let narrow = match options.quantize {
             None => None,
             Some(_) => {
@@ -214,7 +216,7 @@ impl Decoder {
             narrow,
             skinny: Skinny::load(device)?,
             attention: Attention::load(device, shape, limits)?,
-            experts: Experts::load(device)?,
+            experts,
         };
         let weights = weights()?;
         // Made by the host as for its own kernels.
@@ -331,21 +333,23 @@ impl Decoder {
     }
 }
 
-/// The products that Hopper alone has, where steps may have rows for them; or how they differ from those of all
-/// generations on this device.
+/// The products that Hopper alone has, where steps may have rows for them, and those of a mixture's experts with them; or
+/// how they differ from those of all generations on this device.
 fn many_rows(
     device: &Device,
     options: &Options,
     product: &Product,
+    mixture: Option<&mut Experts>,
 ) -> Result<(Option<Hopper>, Option<Differs>), DeviceError> {
     if options.strict || options.rows <= hopper::FEW_ROWS {
         return Ok((None, None));
     }
     let Some(hopper) = Hopper::load(device)? else { return Ok((None, None)) };
-    Ok(match hopper.check(product)? {
-        None => (Some(hopper), None),
-        differs => (None, differs),
-    })
+    let differs = match (hopper.check(product)?, mixture) {
+        (None, Some(experts)) => experts.take_hopper()?,
+        (differs, _) => differs,
+    };
+    Ok((differs.is_none().then_some(hopper), differs))
 }
 
 /// Memory of everything that a step of these options computes in, sampling included; a little more than is taken.
