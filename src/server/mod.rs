@@ -10,6 +10,7 @@ pub mod connections;
 pub mod cors;
 pub mod dialect;
 mod docs;
+mod frames;
 pub mod guard;
 pub mod health;
 pub mod listen;

@@ -1,6 +1,6 @@
 //! How long a connection may take (step 1 in the life of a request): until the headers of a request are there, between
 //! two requests, and until the client has room for more of an answer. What else happens within a request has limits of its
-//! own. And what an HTTP/2 connection may send beside its requests.
+//! own, and so has what an HTTP/2 connection sends beside its requests ([`Frames`]).
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,23 +15,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::Limits;
 use super::body::{SLOWEST, Watch, Watched};
 use super::connections::Reason;
+use super::frames::Frames;
 use super::places::Places;
 
 /// What a connection without a request has at shutdown.
 const CLOSING: Duration = Duration::from_secs(1);
-
-/// What an HTTP/2 client may send before it is read, for a stream and for all of a connection's.
-pub const STREAM_WINDOW: u32 = 256 * 1024;
-pub const CONNECTION_WINDOW: u32 = 1 << 20;
-
-/// Bytes that an HTTP/2 connection may send for nothing: to begin with, and at most. In between it earns some: each request
-/// its headers and the window of its stream, which may fill before it hears that it is refused, and each piece of a body or
-/// an answer its own bytes and the frames about them. Whoever keeps to the protocol never runs out. Whoever sends pings,
-/// settings or window updates without end does, before they are a load: 64 KiB are 4,000 pings, a few milliseconds. To begin
-/// with there is also room for the headers of a first request.
-const FRAMES: u64 = 64 * 1024;
-const MOST_FRAMES: u64 = 4 << 20;
-const A_PIECE: u64 = 64;
 
 /// The clock of one connection.
 pub struct Pace {
@@ -58,7 +46,8 @@ impl Pace {
         if state.heard(now) {
             self.changed.notify_one();
         }
-        state.spent(bytes) && (state.requests > 0 || state.deadline.is_none_or(|deadline| now < deadline))
+        state.frames.as_mut().is_none_or(|frames| frames.spent(bytes))
+            && (state.requests > 0 || state.deadline.is_none_or(|deadline| now < deadline))
     }
 
     /// Why the connection is ended, if its client has had its time or its frames; `None`: for no fault of its own.
@@ -120,10 +109,8 @@ struct State {
     waiting: Vec<(u64, Instant)>,
     /// The first bytes of a request's headers have come.
     begun: bool,
-    /// Bytes that may still come for nothing.
-    frames: u64,
-    /// What a request earns.
-    a_request: u64,
+    /// Where there are any: on HTTP/2.
+    frames: Option<Frames>,
     /// Anything at all has come.
     spoken: bool,
     closing: bool,
@@ -143,8 +130,7 @@ impl State {
             count: 0,
             waiting: Vec::new(),
             begun: true,
-            frames: FRAMES + limits.header_bytes as u64,
-            a_request: u64::from(STREAM_WINDOW) + limits.header_bytes as u64,
+            frames: http2.then(|| Frames::new(limits.header_bytes)),
             spoken: false,
             closing: false,
             deadline: Some(now + headers),
@@ -160,21 +146,8 @@ impl State {
         }
     }
 
-    fn earned(&mut self, bytes: u64) {
-        self.frames = (self.frames + bytes).min(MOST_FRAMES);
-    }
-
-    /// Whether these bytes were still free.
-    fn spent(&mut self, bytes: usize) -> bool {
-        let left = self.frames.checked_sub(bytes as u64);
-        if self.http2 {
-            self.frames = left.unwrap_or(0);
-        }
-        left.is_some() || !self.http2
-    }
-
     fn fault(&self, now: Instant) -> Option<Reason> {
-        if self.http2 && self.frames == 0 {
+        if self.frames.as_ref().is_some_and(Frames::is_out) {
             return Some(Reason::Http2);
         }
         match self.deadline() {
@@ -191,8 +164,15 @@ impl State {
     /// So many bytes of an answer were handed out. More are not asked for before the client has room for them.
     fn handed(&mut self, number: u64, bytes: usize, now: Instant) {
         let line = Duration::from_secs_f64(bytes as f64 / SLOWEST as f64);
-        self.earned(bytes as u64 + A_PIECE);
+        self.piece(bytes);
         self.waiting.push((number, now + self.unread + line));
+    }
+
+    /// A piece of a body or an answer: its bytes and frames are not for nothing.
+    fn piece(&mut self, bytes: usize) {
+        if let Some(frames) = &mut self.frames {
+            frames.piece(bytes);
+        }
     }
 
     /// There is room for more of an answer, or it has ended.
@@ -216,7 +196,9 @@ impl State {
         self.requests += 1;
         self.begun = false;
         self.deadline = None;
-        self.earned(self.a_request);
+        if let Some(frames) = &mut self.frames {
+            frames.request();
+        }
         self.count += 1;
         self.count
     }
@@ -276,7 +258,7 @@ impl Watch for Sent {
     fn came(&mut self, bytes: usize) {
         // An empty piece is one more frame for nothing.
         if bytes > 0 {
-            self.0.lock().earned(bytes as u64 + A_PIECE);
+            self.0.lock().piece(bytes);
         }
     }
 }
@@ -395,29 +377,6 @@ mod tests {
             state.heard(now);
         }
         assert!(late(&state, now));
-    }
-
-    #[test]
-    fn frames_for_nothing_run_out_and_those_of_requests_do_not() {
-        let now = Instant::now();
-        let mut state = state(true, now);
-        let all = FRAMES as usize + Limits::default().header_bytes;
-        assert!(state.spent(all - 1) && state.fault(now).is_none());
-        assert!(!state.spent(2));
-        assert_eq!(state.fault(now), Some(Reason::Http2));
-
-        let mut state = self::state(true, now);
-        for _ in 0..1000 {
-            // A whole window of a body that is refused unread, and a whole window of one that is read.
-            let number = state.request();
-            assert!(state.spent(STREAM_WINDOW as usize + 1000));
-            state.earned(u64::from(STREAM_WINDOW) + A_PIECE);
-            assert!(state.spent(STREAM_WINDOW as usize + 9));
-            state.answered(number, now, false);
-        }
-        assert!(!state.spent(MOST_FRAMES as usize + 1), "and what was earned is not hoarded");
-        let mut state = self::state(false, now);
-        assert!(state.spent(1 << 30), "HTTP/1 has no frames");
     }
 
     #[test]
