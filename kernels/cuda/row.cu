@@ -1,12 +1,13 @@
 // What a step does to rows between its products: tokens to activations, residual and norm, positions and the KV write.
 //
 //   embed        row of the bf16 table times a scale -> f32 residual row; a token may be one that is still on the device
+//   clear        zeros in the residual: where a rank's part of a sum begins that another rank adds to what was there
 //   add_norm     residual += delta, and its RMS norm in bf16 for the next product, in one pass
 //   pick_norm    the same for the rows whose logits are wanted, gathered; the residual stays as it is
 //   turn         the f32 rows of the qkv product: queries turned by their positions to bf16 rows, keys turned and values
 //                as they are into their pages, bf16 or e4m3
 //
-// Bytes moved a row: embed 6 width; add_norm 14 width (10 without delta: no write of the residual); turn 6 a number.
+// Bytes moved a row: embed 6 width; clear 4 width; add_norm 14 width (10 without delta: no write of the residual); turn 6 a number.
 // Ceiling: the device's bandwidth with many rows; with few rows the time of a launch, since a row is 8 to 60 KB.
 // What limits: latency. A block has a whole row and starts all of its loads before the first use.
 //
@@ -42,6 +43,15 @@ extern "C" __global__ void __launch_bounds__(256)
     float4* const to = residual + ((size_t)row * chunks + chunk) * 2;
     to[0] = {number[0] * scale, number[1] * scale, number[2] * scale, number[3] * scale};
     to[1] = {number[4] * scale, number[5] * scale, number[6] * scale, number[7] * scale};
+  }
+}
+
+// A block a row.
+extern "C" __global__ void __launch_bounds__(256) clear(const unsigned* rows, float4* residual, const unsigned width) {
+  if (blockIdx.x >= *rows) return;
+  const unsigned fours = width / 4;
+  for (unsigned four = threadIdx.x; four < fours; four += blockDim.x) {
+    residual[(size_t)blockIdx.x * fours + four] = {0.0f, 0.0f, 0.0f, 0.0f};
   }
 }
 

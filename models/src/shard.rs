@@ -12,12 +12,12 @@
 //! | head | rows | a part of the vocabulary; of a tied one, the embedding's rows of it |
 //! | embedding, router, norms | not | all: they are read by row, decide for all ranks alike, or are small |
 //!
-//! What is cut by columns gives partial sums, which [`Peers::sum`] makes whole: twice a layer, nowhere else.
+//! What is cut by columns gives partial sums, which [`Peers::sum`] makes whole, on a device
+//! [`crate::device::Peers::sum`]: twice a layer, nowhere else.
 
 use std::borrow::Cow;
 
 use crate::checkpoint::Checkpoint;
-use crate::decoder::quantized;
 use crate::layout::{Block, Layout, Part, Role};
 use crate::spec::Spec;
 use hearth_kernels::Quantize;
@@ -27,6 +27,56 @@ use hearth_kernels::Quantize;
 pub struct Shard {
     pub rank: usize,
     pub of: usize,
+}
+
+/// How the linear weights are packed: in blocks of a row, which a cut must not go through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packing {
+    pub name: &'static str,
+    /// Columns of a block.
+    pub block: usize,
+    /// Whether rows that are no whole blocks are packed too, their last block filled up; otherwise they stay as they are.
+    pub is_filled: bool,
+}
+
+impl From<Quantize> for Packing {
+    fn from(kind: Quantize) -> Self {
+        Self { name: kind.name(), block: kind.block(), is_filled: false }
+    }
+}
+
+impl Packing {
+    /// Whether a cut from rows of `all` columns to rows of `mine` goes through a block.
+    fn is_cut(self, all: usize, mine: usize) -> bool {
+        let whole = |columns: usize| columns.is_multiple_of(self.block);
+        all != mine && !whole(mine) && (self.is_filled || whole(all))
+    }
+}
+
+/// A rank's part of a tensor where it lies in the checkpoint: rows that follow one another, all of their columns or some.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut<'a> {
+    /// The rows with all of their columns.
+    rows: &'a [u8],
+    row: usize,
+    from: usize,
+    width: usize,
+}
+
+impl<'a> Cut<'a> {
+    pub fn rows(&self) -> usize {
+        self.rows.len() / self.row
+    }
+
+    /// The bytes of a row.
+    pub fn row(&self, index: usize) -> &'a [u8] {
+        &self.rows[index * self.row + self.from..][..self.width]
+    }
+
+    /// The bytes of all rows.
+    pub fn bytes(&self) -> usize {
+        self.rows() * self.width
+    }
 }
 
 /// The other ranks of a model.
@@ -76,19 +126,19 @@ impl Shard {
         })
     }
 
-    /// This rank's tensors: the model's names in the model's order, with the shapes of its part. `quantize` packs whole
-    /// blocks of a row, which a cut must not go through.
-    pub fn layout(self, spec: &Spec, quantize: Option<Quantize>) -> Result<Layout, Indivisible> {
+    /// This rank's tensors: the model's names in the model's order, with the shapes of its part.
+    pub fn layout(self, spec: &Spec, packing: Option<Packing>) -> Result<Layout, Indivisible> {
         let whole = Layout::of(spec);
         if self.is_whole() {
             return Ok(whole);
         }
         let mut layout = Layout::of(&self.spec(spec)?);
         for (mine, all) in layout.blocks().zip(whole.blocks()) {
-            if let Some(kind) = quantized(all, quantize)
-                && quantized(mine, quantize).is_none()
+            if let Some(packing) = packing
+                && all.role == Role::Linear
+                && packing.is_cut(all.cols(), mine.cols())
             {
-                let why = format!(" as {}, whose blocks are {} numbers", kind.name(), kind.block());
+                let why = format!(" as {}, whose blocks are {} numbers", packing.name, packing.block);
                 let what =
                     if all.cols() == spec.ffn { "the width of the MLP" } else { "the width of the heads" };
                 return Err(Indivisible { what, value: all.cols(), ranks: self.of, why });
@@ -109,26 +159,28 @@ impl Shard {
     /// The bytes of this rank's `part` of a tensor, row by row: a piece of the checkpoint where rows are cut, gathered
     /// where columns are.
     pub fn cut<'a>(self, checkpoint: &'a Checkpoint, part: &Part) -> Cow<'a, [u8]> {
+        let cut = self.place(checkpoint, part);
+        if cut.width == cut.row {
+            return Cow::Borrowed(cut.rows);
+        }
+        Cow::Owned((0..cut.rows()).flat_map(|row| cut.row(row)).copied().collect())
+    }
+
+    /// Where this rank's `part` of a tensor lies.
+    pub fn place<'a>(self, checkpoint: &'a Checkpoint, part: &Part) -> Cut<'a> {
         let slice = checkpoint.tensor(&part.name).expect("bug: the checkpoint was checked");
         let (rows, cols) = (slice.shape[0], slice.shape.get(1).copied().unwrap_or(1));
         let mine = part.cols.unwrap_or(1);
         // Where a rank's equal part of `all` begins; ranks that share a part begin at the same place.
         let first = |all: usize, each: usize| self.rank * all / self.of / each * each;
+        assert!(mine == cols || part.rows == rows, "bug: {} is cut both ways", part.name);
         let bytes = slice.dtype.size_in_bytes();
-        if mine == cols {
-            return Cow::Borrowed(
-                &slice.bytes[first(rows, part.rows) * cols * bytes..][..part.rows * cols * bytes],
-            );
+        let row = cols * bytes;
+        Cut {
+            rows: &slice.bytes[first(rows, part.rows) * row..][..part.rows * row],
+            row,
+            from: first(cols, mine) * bytes,
+            width: mine * bytes,
         }
-        assert_eq!(part.rows, rows, "bug: {} is cut both ways", part.name);
-        let from = first(cols, mine) * bytes;
-        Cow::Owned(
-            slice
-                .bytes
-                .chunks_exact(cols * bytes)
-                .flat_map(|row| &row[from..][..mine * bytes])
-                .copied()
-                .collect(),
-        )
     }
 }

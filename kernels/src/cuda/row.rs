@@ -26,6 +26,7 @@ const DIMS: [usize; 3] = [64, 128, 256];
 pub struct Row {
     device: Device,
     embed: Kernel,
+    clear: Kernel,
     add_norm: Vec<Kernel>,
     pick_norm: Vec<Kernel>,
     turn_bf16: Vec<Kernel>,
@@ -73,6 +74,7 @@ impl Row {
         };
         Ok(Self {
             embed: device.kernel("embed", 0)?,
+            clear: device.kernel("clear", 0)?,
             add_norm: kernels("add_norm", &[1, 2, 3, 4])?,
             pick_norm: kernels("pick_norm", &[1, 2, 3, 4])?,
             turn_bf16: kernels("turn_bf16", &DIMS)?,
@@ -109,6 +111,24 @@ impl Row {
         // SAFETY: the arguments are the kernel's and the buffers hold the shape (asserted above); a token outside of
         // the table reads its first row, and the host names only rows of `drawn` that a sampling wrote.
         unsafe { launch.on(&*self.device) }
+    }
+
+    /// The rows of `residual`, `[bucket, width]`, become zero.
+    pub fn clear(
+        &self,
+        bucket: usize,
+        count: &Buffer<u32>,
+        width: usize,
+        residual: &Buffer<f32>,
+    ) -> Result<(), DeviceError> {
+        assert!(width > 0 && width.is_multiple_of(4), "bug: rows of {width} numbers");
+        assert!(
+            !count.is_empty() && residual.len() >= bucket * width,
+            "bug: a buffer is smaller than its shape"
+        );
+        let launch = Launch::new(self.clear, bucket, EMBED_THREADS).buffer(count).buffer(residual);
+        // SAFETY: the arguments are the kernel's and the buffer holds the shape (asserted above).
+        unsafe { launch.count(width).on(&*self.device) }
     }
 
     /// `residual += delta`, where there is one, and its norm in bf16 to `out`, row by row.

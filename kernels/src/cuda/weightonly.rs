@@ -61,6 +61,15 @@ impl Format {
         }
     }
 
+    /// Columns of a row that share a scale; 1 where the whole row does, however long it is.
+    pub fn group(self) -> usize {
+        match self {
+            Format::Int8 => STEP,
+            Format::E4m3 => 1,
+            Format::Int4 => GROUP,
+        }
+    }
+
     /// Bytes of the numbers and of the scales of a panel with `k` columns.
     pub fn panel_bytes(self, k: usize) -> (usize, usize) {
         let steps = k.div_ceil(STEP);

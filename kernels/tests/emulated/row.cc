@@ -11,7 +11,7 @@ using Pick = void (*)(const unsigned*, const unsigned*, float4*, const float4*, 
 const Add add[] = {add_norm_1, add_norm_2, add_norm_3, add_norm_4};
 const Pick pick[] = {pick_norm_1, pick_norm_2, pick_norm_3, pick_norm_4};
 
-enum Kernel { EMBED, ADD_NORM, PICK_NORM, TURN_BF16, TURN_E4M3 };
+enum Kernel { EMBED, ADD_NORM, PICK_NORM, TURN_BF16, TURN_E4M3, CLEAR };
 
 }  // namespace
 
@@ -31,6 +31,10 @@ int main() {
         embed(words(0), words(1), words(2), it.buffer<uint4>(3), fours(4), width, vocabulary, scale);
       });
       it.answer(4);
+    } else if (kernel == CLEAR) {
+      const unsigned width = it.number();
+      emulation::launch(order, 5, grid, 256, [&] { clear(words(0), fours(1), width); });
+      it.answer(1);
     } else if (kernel == ADD_NORM || kernel == PICK_NORM) {
       const unsigned width = it.number();
       const float epsilon = it.real(), offset = it.real();

@@ -9,6 +9,7 @@ const ADD_NORM: usize = 1;
 const PICK_NORM: usize = 2;
 const TURN_BF16: usize = 3;
 const TURN_E4M3: usize = 4;
+const CLEAR: usize = 5;
 
 const PENDING: u32 = 1 << 31;
 
@@ -56,6 +57,24 @@ fn tokens_known_on_the_host_or_drawn_last_become_scaled_rows() {
         }
     }
     eprintln!("embed: {cases} cases");
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn the_rows_that_there_are_become_zero_and_no_others() {
+    let program = Program::build("row");
+    let mut cases = 0;
+    for width in [4, 1020, 1024, 6144] {
+        for (rows, order) in [1, 5, 6].into_iter().flat_map(|rows| ORDERS.map(|order| (rows, order))) {
+            let case = Case::new(&[CLEAR, order, 6, width]).u32(&[rows as u32]).output(4 * 6 * width);
+            let answer = program.answer(case, &format!("width {width}, {rows} rows"));
+            let (written, rest) = answer.split_at(4 * rows * width);
+            assert!(written.iter().all(|byte| *byte == 0), "width {width}, {rows} rows, order {order}");
+            assert!(untouched(rest), "rows beyond the count are left alone");
+            cases += 1;
+        }
+    }
+    eprintln!("clear: {cases} cases");
 }
 
 struct Normed {

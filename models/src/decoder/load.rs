@@ -11,7 +11,7 @@ use hearth_kernels::{
 use super::{Buffers, Decoder, Layer, LoadError, Mlp, Options};
 use crate::checkpoint::Checkpoint;
 use crate::layout::{self, Block, Layout, Role};
-use crate::shard::{Peers, Shard};
+use crate::shard::{Packing, Peers, Shard};
 use crate::spec::{self, Spec};
 use crate::widen::widen;
 
@@ -135,7 +135,7 @@ impl Decoder {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Decoder, LoadError> {
         assert_eq!(peers.is_none(), shard.is_whole(), "bug: {shard:?} with peers: {}", peers.is_some());
-        let layout: Layout = shard.layout(checkpoint.spec(), options.quantize)?;
+        let layout: Layout = shard.layout(checkpoint.spec(), options.quantize.map(Packing::from))?;
         let spec = shard.spec(checkpoint.spec())?;
         for (what, value) in
             [("rows of a step", options.rows), ("rows of logits", options.logits), ("blocks", options.blocks)]

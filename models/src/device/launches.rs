@@ -48,18 +48,20 @@ impl Decoder {
             if bucket > 1 {
                 attention.prompt(bucket, sequences, q, cache, attended)?;
             }
-            self.product(bucket, attended, &layer.output, Finish::Add(residual))?;
+            self.product(bucket, attended, &layer.output, self.share())?;
+            self.join(bucket)?;
 
             row.add_norm(bucket, &meta.rows, residual, None, &layer.mlp_norm, norm, normed)?;
             match &layer.mlp {
                 Mlp::Dense { gate_up, down } => {
                     self.product(bucket, normed, gate_up, Finish::Gate(self.activation, gated))?;
-                    self.product(bucket, gated, down, Finish::Add(residual))?;
+                    self.product(bucket, gated, down, self.share())?;
                 }
                 Mlp::Experts { router, gate_up, down } => {
                     self.experts(bucket, router, gate_up, down)?;
                 }
             }
+            self.join(bucket)?;
         }
 
         let bucket = bucket.min(self.options.logits);
@@ -85,6 +87,7 @@ impl Decoder {
         let shape = (router.rows, router.cols);
         self.kernels.product.launch(bucket, count, x, &router.numbers, shape, None, Finish::Set(scores))?;
         kernels.route(bucket, count, scores, true, routes)?;
+        self.begin_share(bucket)?;
         if bucket <= DIRECT_ROWS && !self.options.strict {
             return kernels.direct(bucket, count, routes, x, gate_up, down, activation, middle, residual);
         }

@@ -9,6 +9,7 @@
 mod launches;
 mod meta;
 mod pages;
+mod peers;
 mod random;
 mod rehearsal;
 mod weights;
@@ -32,12 +33,14 @@ use hearth_kernels::{Activation, Context, Heads, RopeTable};
 
 use crate::checkpoint::Checkpoint;
 use crate::decoder::{LoadError, activation, embedding_scale};
+use crate::shard::Shard;
 use crate::spec::Spec;
 use crate::step::{Bounds, ForwardError, Step};
 use meta::{Limits, Meta};
 pub use pages::KvType;
 use pages::Pages;
-use weights::{Loader, Weights};
+pub use peers::Peers;
+use weights::Weights;
 
 /// Rows of a step's launches: the smallest of these that the step fits.
 const BUCKETS: [usize; 13] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
@@ -84,6 +87,9 @@ pub struct Decoder {
     /// By bucket; none where its launches were enqueued once and not captured yet.
     graphs: HashMap<usize, Option<Graph>>,
     set_aside: Option<Differs>,
+    shard: Shard,
+    /// The other ranks, where there are any.
+    peers: Option<Box<dyn Peers>>,
 }
 
 struct Kernels {
@@ -136,15 +142,14 @@ impl Decoder {
         options: &Options,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, LoadError> {
-        let (spec, dtype) = (checkpoint.spec().clone(), checkpoint.main_dtype());
-        Self::build(device, spec, options, dtype, || {
-            Loader::new(device, checkpoint, options.quantize, progress)?.weights()
-        })
+        Self::load_shard(device, checkpoint, options, Shard::WHOLE, None, progress)
     }
 
     /// A decoder of a shape whose weights are random numbers made on the device: for measuring, without a checkpoint.
     pub fn random(device: &Device, spec: &Spec, options: &Options) -> Result<Self, LoadError> {
-        Self::build(device, spec.clone(), options, DType::BF16, || random::weights(device, spec))
+        Self::build(device, spec.clone(), options, DType::BF16, (Shard::WHOLE, None), || {
+            random::weights(device, spec)
+        })
     }
 
     fn build(
@@ -152,6 +157,7 @@ impl Decoder {
         spec: Spec,
         options: &Options,
         dtype: DType,
+        (shard, peers): (Shard, Option<Box<dyn Peers>>),
         weights: impl FnOnce() -> Result<Weights, LoadError>,
     ) -> Result<Self, LoadError> {
         let limit = |what, value, limit: usize| match value {
@@ -225,19 +231,23 @@ impl Decoder {
         let page = options.blocks * BLOCK * spec.key_width();
         let kv = weights.layers.iter().map(|layer| Pages::new(device, options.kv, page, heads, layer));
         let tables = options.logits * options.context.div_ceil(BLOCK);
+        let vocab = weights.head.as_ref().unwrap_or(&weights.embedding).rows;
+        let graphs = options.graphs && peers.as_ref().is_none_or(|peers| peers.can_be_captured());
         let limits = Limits { rows: options.rows, spans: options.logits, logits: options.logits, tables };
         Ok(Self {
             kv: kv.collect::<Result<_, DeviceError>>()?,
             turns: Buffer::of(device, turns.turns())?,
             meta: Meta::new(device, limits)?,
-            buffers: Buffers::new(device, &spec, options)?,
+            buffers: Buffers::new(device, &spec, options, vocab)?,
             embedding_scale: embedding_scale(&spec, dtype),
             heads,
             activation: activation(&spec),
             device: device.clone(),
-            options: options.clone(),
+            options: Options { graphs, ..options.clone() },
             graphs: HashMap::new(),
             set_aside,
+            shard,
+            peers,
             kernels,
             weights,
             spec,
@@ -270,7 +280,8 @@ impl Decoder {
         self.set_aside
     }
 
-    /// Logits `[options.logits, vocab]` of the last step; row `i` belongs to `step.logits[i]`.
+    /// Logits `[options.logits, vocab]` of the last step, of a rank for its part of the vocabulary; row `i` belongs to
+    /// `step.logits[i]`.
     pub fn logits(&self) -> &Buffer<f32> {
         &self.buffers.logits
     }
@@ -371,7 +382,8 @@ pub fn step_bytes(spec: &Spec, options: &Options) -> u64 {
 }
 
 impl Buffers {
-    fn new(device: &Device, spec: &Spec, options: &Options) -> Result<Self, LoadError> {
+    /// `vocab` is the part of the vocabulary that has logits here.
+    fn new(device: &Device, spec: &Spec, options: &Options, vocab: usize) -> Result<Self, LoadError> {
         let rows = options.rows;
         Ok(Self {
             residual: Buffer::new(device, rows * spec.hidden)?,
@@ -380,7 +392,7 @@ impl Buffers {
             q: Buffer::new(device, rows * spec.query_width())?,
             attended: Buffer::new(device, rows * spec.query_width())?,
             gated: Buffer::new(device, if spec.experts.is_some() { 0 } else { rows * spec.ffn })?,
-            logits: Buffer::new(device, options.logits * spec.vocab)?,
+            logits: Buffer::new(device, options.logits * vocab)?,
             drawn: Buffer::zeros(device, options.logits)?,
             mixture: match spec.experts {
                 None => None,

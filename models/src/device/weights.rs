@@ -9,10 +9,12 @@ use hearth_kernels::cuda::weightonly::{self, Format, PANEL, pack_panel};
 
 use crate::checkpoint::Checkpoint;
 use crate::decoder::LoadError;
-use crate::layout::{self, Block};
-use crate::shard::Shard;
+use crate::layout::{self, Block, Layout};
+use crate::shard::{Cut, Packing, Shard};
 use crate::widen::widen;
 
+/// Columns that products read at once.
+pub const CHUNK: usize = 8;
 /// Bytes that are staged at a time.
 const STAGE: usize = 16 << 20;
 /// Rows of the gate and of the up projection take turns in so many: `hearth_kernels::cuda::product::gate_row`.
@@ -146,29 +148,33 @@ fn narrow(dtype: DType, from: &[u8], to: &mut [u8]) {
     }
 }
 
-/// A block's tensors in the checkpoint, all of one type.
+/// Columns that stay together on one rank: those that share a scale, and those that are read at once.
+pub fn packing(quantize: Option<Format>) -> Packing {
+    let (name, group) = quantize.map_or(("bf16", 1), |format| (format.title(), format.group()));
+    Packing { name, block: group.max(CHUNK), is_filled: true }
+}
+
+/// A rank's part of a block's tensors in the checkpoint, all of one type.
 struct Parts<'a> {
     dtype: DType,
-    tensors: Vec<&'a [u8]>,
-    cols: usize,
+    tensors: Vec<Cut<'a>>,
 }
 
 impl<'a> Parts<'a> {
-    fn row_bytes(&self) -> usize {
-        self.cols * self.dtype.size_in_bytes()
+    /// All rows in order.
+    fn rows(&self, by_turns: bool) -> impl Iterator<Item = &'a [u8]> {
+        (0..self.tensors.iter().map(Cut::rows).sum()).map(move |index| self.row(index, by_turns))
     }
 
     /// Rows of the parts one after another, or of the two of them by turns.
     fn row(&self, mut index: usize, by_turns: bool) -> &'a [u8] {
-        let bytes = self.row_bytes();
         if by_turns {
             let within = index % (2 * TURN);
-            let tensor = self.tensors[within / TURN];
-            return &tensor[(index / (2 * TURN) * TURN + within % TURN) * bytes..][..bytes];
+            return self.tensors[within / TURN].row(index / (2 * TURN) * TURN + within % TURN);
         }
         for tensor in &self.tensors {
-            match tensor.len() / bytes {
-                rows if index < rows => return &tensor[index * bytes..][..bytes],
+            match tensor.rows() {
+                rows if index < rows => return tensor.row(index),
                 rows => index -= rows,
             }
         }
@@ -179,6 +185,7 @@ impl<'a> Parts<'a> {
 pub struct Loader<'a> {
     device: &'a Device,
     checkpoint: &'a Checkpoint,
+    shard: Shard,
     quantize: Option<Format>,
     stage: Stage,
     progress: &'a mut dyn FnMut(u64),
@@ -190,14 +197,24 @@ impl<'a> Loader<'a> {
     pub fn new(
         device: &'a Device,
         checkpoint: &'a Checkpoint,
+        shard: Shard,
         quantize: Option<Format>,
         progress: &'a mut dyn FnMut(u64),
     ) -> Result<Self, DeviceError> {
-        Ok(Self { device, checkpoint, quantize, stage: Stage::new(device)?, progress, read: 0, held: 0 })
+        Ok(Self {
+            device,
+            checkpoint,
+            shard,
+            quantize,
+            stage: Stage::new(device)?,
+            progress,
+            read: 0,
+            held: 0,
+        })
     }
 
-    pub fn weights(mut self) -> Result<Weights, LoadError> {
-        let layout = self.checkpoint.layout();
+    /// Reads the tensors of `layout`, which is the shard's.
+    pub fn weights(mut self, layout: &Layout) -> Result<Weights, LoadError> {
         let embedding = self.matrix(&layout.embedding)?;
         let layers = layout.layers.iter().map(|layer| self.layer(layer)).collect::<Result<_, _>>()?;
         let norm = self.vector(&layout.norm)?;
@@ -235,9 +252,9 @@ impl<'a> Loader<'a> {
     }
 
     fn matrix(&mut self, block: &Block) -> Result<Matrix, LoadError> {
-        let Parts { dtype, tensors, .. } = self.parts(block);
+        let parts = self.parts(block);
         let numbers = Buffer::new(self.device, block.rows() * block.cols())?;
-        self.stage.copy(&numbers, dtype, tensors.into_iter())?;
+        self.stage.copy(&numbers, parts.dtype, parts.rows(false))?;
         self.done(block, numbers.bytes());
         Ok(Matrix { numbers, rows: block.rows(), cols: block.cols() })
     }
@@ -292,8 +309,8 @@ impl<'a> Loader<'a> {
         let down = Buffer::new(self.device, mlps.len() * long)?;
         for (i, mlp) in mlps.iter().enumerate() {
             self.turned(&mlp.gate_up, &gate_up.part(i * wide, wide))?;
-            let Parts { dtype, tensors, .. } = self.parts(&mlp.down);
-            self.stage.copy(&down.part(i * long, long), dtype, tensors.into_iter())?;
+            let parts = self.parts(&mlp.down);
+            self.stage.copy(&down.part(i * long, long), parts.dtype, parts.rows(false))?;
             self.done(&mlp.down, 2 * long);
         }
         Ok(Mlp::Experts { router: self.matrix(router)?, gate_up, down })
@@ -313,7 +330,7 @@ impl<'a> Loader<'a> {
         let bias = match bias {
             None => None,
             Some(bias) => {
-                let (wide, bytes) = widen(self.checkpoint, bias, Shard::WHOLE);
+                let (wide, bytes) = widen(self.checkpoint, bias, self.shard);
                 let (gate, up) = wide.split_at(wide.len() / 2);
                 let turns = gate.chunks(TURN).zip(up.chunks(TURN));
                 let turned: Vec<f32> = turns.flat_map(|(gate, up)| [gate, up].concat()).collect();
@@ -326,36 +343,28 @@ impl<'a> Loader<'a> {
 
     fn turned(&mut self, block: &Block, to: &Buffer<bf16>) -> Result<(), LoadError> {
         let parts = self.parts(block);
-        let [gate, up] = parts.tensors[..] else {
-            panic!("bug: gate and up are {} tensors", parts.tensors.len())
-        };
-        let turn = TURN * parts.row_bytes();
-        let turns = gate.chunks(turn).zip(up.chunks(turn)).flat_map(|(gate, up)| [gate, up]);
-        self.stage.copy(to, parts.dtype, turns)?;
+        assert_eq!(parts.tensors.len(), 2, "bug: not a gate and an up");
+        self.stage.copy(to, parts.dtype, parts.rows(true))?;
         self.done(block, to.bytes());
         Ok(())
     }
 
     /// A norm's weight or a bias, widened.
     fn vector(&mut self, block: &Block) -> Result<Buffer<f32>, LoadError> {
-        let (wide, bytes) = widen(self.checkpoint, block, Shard::WHOLE);
+        let (wide, bytes) = widen(self.checkpoint, block, self.shard);
         self.count(bytes, 4 * wide.len());
         Ok(Buffer::of(self.device, &wide)?)
     }
 
     fn parts(&self, block: &Block) -> Parts<'a> {
-        let slices: Vec<_> = block
-            .parts
-            .iter()
-            .map(|part| self.checkpoint.tensor(&part.name).expect("bug: the checkpoint was checked"))
-            .collect();
-        let tensors = slices.iter().map(|slice| slice.bytes).collect();
-        Parts { dtype: slices[0].dtype, tensors, cols: block.cols() }
+        let dtype = self.checkpoint.dtype(&block.parts[0].name).expect("bug: the checkpoint was checked");
+        let tensors = block.parts.iter().map(|part| self.shard.place(self.checkpoint, part)).collect();
+        Parts { dtype, tensors }
     }
 
     /// All of a block is on the device.
     fn done(&mut self, block: &Block, held: usize) {
-        let read = self.parts(block).tensors.iter().map(|tensor| tensor.len()).sum();
+        let read = self.parts(block).tensors.iter().map(Cut::bytes).sum();
         block.parts.iter().for_each(|part| self.checkpoint.release(&part.name));
         self.count(read, held);
     }

@@ -4,6 +4,7 @@
 
 mod golden;
 mod loading;
+mod meeting;
 mod parity;
 mod schedules;
 mod sharding;

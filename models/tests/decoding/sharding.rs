@@ -1,39 +1,24 @@
 //! A model cut into parts for several ranks: the parts are the whole, and computed together they say the same.
 
-use std::sync::{Arc, Barrier, Mutex};
-
 use hearth_kernels::paged::Span;
 use hearth_kernels::{Context, Quantize};
 use hearth_models::checkpoint::Checkpoint;
 use hearth_models::decoder::{Decoder, Options};
 use hearth_models::layout::{Layout, Part};
-use hearth_models::shard::{Peers, Shard};
+use hearth_models::shard::{Packing, Peers, Shard};
 use hearth_models::step::Step;
 
 use super::golden::{self, folder};
+use super::meeting::{Member, together as ranks_together};
 
 /// The norm of the difference over that of the logits, weights in f32: sums in another order, nothing else.
 const REORDERED: f64 = 1e-5;
 /// Weights of 8 bits, whose products round their inputs to 8 bits too, against weights that are not packed.
 const PACKED: f64 = 6e-2;
 
-/// Sums among threads: the ranks one after another, so that all of them get the same bits.
-struct Threads {
-    rank: usize,
-    given: Arc<Vec<Mutex<Vec<f32>>>>,
-    turn: Arc<Barrier>,
-}
-
-impl Peers for Threads {
+impl Peers for Member {
     fn sum(&mut self, numbers: &mut [f32]) {
-        *self.given[self.rank].lock().unwrap() = numbers.to_vec();
-        self.turn.wait();
-        numbers.fill(0.0);
-        for part in self.given.iter() {
-            numbers.iter_mut().zip(part.lock().unwrap().iter()).for_each(|(sum, part)| *sum += part);
-        }
-        // Nobody gives the next numbers before all have read these.
-        self.turn.wait();
+        Member::sum(self, numbers);
     }
 }
 
@@ -125,12 +110,13 @@ fn the_parts_of_every_family_put_together_are_the_whole() {
 #[test]
 fn a_cut_through_the_blocks_of_packed_weights_is_refused_by_name() {
     let checkpoint = golden::open("mistral-small-2501");
-    let layout = |of, kind| Shard { rank: 0, of }.layout(checkpoint.spec(), Some(kind)).map(|_| ());
+    let layout =
+        |of, kind| Shard { rank: 0, of }.layout(checkpoint.spec(), Some(Packing::from(kind))).map(|_| ());
     // 256 numbers of heads: a block of 256, or eight of 32.
     let refused = layout(2, Quantize::Q4K).unwrap_err().to_string();
     assert!(refused.contains("the width of the heads: 256") && refused.contains("q4_k"), "{refused}");
     assert_eq!(layout(4, Quantize::Q8_0), Ok(()));
-    assert_eq!(Shard::WHOLE.layout(checkpoint.spec(), Some(Quantize::Q4K)).map(|_| ()), Ok(()));
+    assert_eq!(layout(1, Quantize::Q4K), Ok(()));
 }
 
 /// One step: a prompt of which every row is wanted.
@@ -149,33 +135,23 @@ fn step(tokens: u32) -> Step {
 /// Logits of a prompt and of one more token after it, by as many ranks as there are.
 fn logits(checkpoint: &Checkpoint, quantize: Option<Quantize>, of: usize) -> Vec<Vec<f32>> {
     let options = Options { quantize, rows: 32, logits: 32, context: 64, blocks: 4, kv: None };
-    let given: Arc<Vec<Mutex<Vec<f32>>>> = Arc::new((0..of).map(|_| Mutex::default()).collect());
-    let turn = Arc::new(Barrier::new(of));
-    let parts: Vec<Vec<Vec<f32>>> = std::thread::scope(|scope| {
-        let rank = |rank| {
-            let peers = Threads { rank, given: given.clone(), turn: turn.clone() };
-            let peers = (of > 1).then(|| Box::new(peers) as Box<dyn Peers>);
-            let options = &options;
-            scope.spawn(move || {
-                let ctx = Context::cpu(Some(vec![0])).unwrap();
-                let shard = Shard { rank, of };
-                let decoder = Decoder::load_shard(&ctx, checkpoint, options, shard, peers, &mut |_| ());
-                let mut decoder = decoder.unwrap_or_else(|error| panic!("{error}"));
-                let first = decoder.forward(&step(23)).unwrap().to_vec2::<f32>().unwrap();
-                let next = Step {
-                    tokens: vec![9],
-                    positions: vec![23],
-                    slots: vec![23],
-                    spans: vec![Span { row: 0, rows: 1, table: 0, context: 24 }],
-                    tables: vec![0, 1],
-                    logits: vec![0],
-                };
-                let second = decoder.forward(&next).unwrap().to_vec2::<f32>().unwrap();
-                first[..23].iter().chain(&second[..1]).cloned().collect()
-            })
+    let parts: Vec<Vec<Vec<f32>>> = ranks_together(of, |rank, member| {
+        let peers = (of > 1).then(|| Box::new(member) as Box<dyn Peers>);
+        let ctx = Context::cpu(Some(vec![0])).unwrap();
+        let shard = Shard { rank, of };
+        let decoder = Decoder::load_shard(&ctx, checkpoint, &options, shard, peers, &mut |_| ());
+        let mut decoder = decoder.unwrap_or_else(|error| panic!("{error}"));
+        let first = decoder.forward(&step(23)).unwrap().to_vec2::<f32>().unwrap();
+        let next = Step {
+            tokens: vec![9],
+            positions: vec![23],
+            slots: vec![23],
+            spans: vec![Span { row: 0, rows: 1, table: 0, context: 24 }],
+            tables: vec![0, 1],
+            logits: vec![0],
         };
-        let threads: Vec<_> = (0..of).map(rank).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        let second = decoder.forward(&next).unwrap().to_vec2::<f32>().unwrap();
+        first[..23].iter().chain(&second[..1]).cloned().collect()
     });
     (0..24).map(|row| parts.iter().flat_map(|part| part[row].clone()).collect()).collect()
 }
@@ -188,6 +164,22 @@ fn apart(got: &[Vec<f32>], wanted: &[Vec<f32>]) -> f64 {
         norm(&mut got.iter().zip(wanted).map(|(a, b)| a - b)) / norm(&mut wanted.iter().copied())
     });
     rows.fold(0.0, |worst, row| if row.is_nan() { f64::INFINITY } else { worst.max(row) })
+}
+
+#[test]
+fn a_rank_that_fails_leaves_no_other_waiting() {
+    let failed = std::panic::catch_unwind(|| {
+        ranks_together(3, |rank, member| {
+            let mut numbers = [rank as f32];
+            member.sum(&mut numbers);
+            assert_eq!(numbers, [3.0]);
+            // The others are at their second sum, or come to it later.
+            assert!(rank != 1, "this one has enough");
+            member.sum(&mut numbers);
+        })
+    });
+    let why = failed.unwrap_err().downcast::<&str>().map(|text| *text);
+    assert_eq!(why.unwrap_or("another"), "this one has enough", "the first failure is the one that is told");
 }
 
 #[test]

@@ -4,7 +4,10 @@
 #[path = "../decoding/golden.rs"]
 #[allow(dead_code)] // what the other decoder is driven by
 mod golden;
+#[path = "../decoding/meeting.rs"]
+mod meeting;
 mod rig;
+mod sharding;
 
 use golden::{Golden, argmax};
 use hearth_kernels::cuda::emulated::{Emulated, Order};

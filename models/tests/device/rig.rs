@@ -72,7 +72,15 @@ fn config(name: &str) -> &'static str {
 }
 
 /// A golden checkpoint's config with other heads, and random weights in bf16, scaled so that activations stay near one.
-pub fn checkpoint((name, heads, kv, dim): Family) -> (tempfile::TempDir, Checkpoint) {
+pub fn checkpoint(family: Family) -> (tempfile::TempDir, Checkpoint) {
+    altered(family, &[])
+}
+
+/// The same with other values of its config.
+pub fn altered(
+    (name, heads, kv, dim): Family,
+    values: &[(&str, serde_json::Value)],
+) -> (tempfile::TempDir, Checkpoint) {
     let mut config: serde_json::Value = serde_json::from_str(config(name)).unwrap();
     config["num_attention_heads"] = heads.into();
     config["num_key_value_heads"] = kv.into();
@@ -83,6 +91,7 @@ pub fn checkpoint((name, heads, kv, dim): Family) -> (tempfile::TempDir, Checkpo
         config["head_dim"] = dim.into();
     }
     config["torch_dtype"] = "bfloat16".into();
+    values.iter().for_each(|(key, value)| config[*key] = value.clone());
     let spec = Spec::from_config(&config).unwrap_or_else(|e| panic!("{name}: {e}"));
     let mut state = 1u64;
     let mut draw = || {
@@ -338,7 +347,8 @@ impl Rig {
             }
             Rig::Device(decoder) => {
                 decoder.forward(&step).unwrap_or_else(|e| panic!("{e}"));
-                (decoder.logits().get().unwrap(), decoder.spec().vocab)
+                // A rank has those of its part of the vocabulary.
+                (decoder.logits().get().unwrap(), decoder.spec().vocab / decoder.shard().of)
             }
         };
         logits.chunks_exact(vocab).take(step.logits.len()).map(<[f32]>::to_vec).collect()

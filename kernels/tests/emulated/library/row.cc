@@ -2,6 +2,7 @@
 #include "library.h"
 
 KERNEL(embed);
+KERNEL(clear);
 KERNEL(add_norm_1);
 KERNEL(add_norm_2);
 KERNEL(add_norm_3);
