@@ -101,8 +101,10 @@ pub fn altered(
     write(&config, &spec, Dtype::BF16, &mut |part| {
         let embedding = part.name.ends_with("embed_tokens.weight");
         let gain = part.cols.map(|cols| (12.0 / if embedding { 1.0 } else { cols as f32 }).sqrt());
-        let vector = if part.name.ends_with("bias") { 0.1 } else { 1.0 };
-        let values = (0..part.elements()).map(|_| gain.map_or(vector, |gain| gain * draw()));
+        // Biases of which no two neighbours are the same, so that it matters whose they are.
+        let is_bias = part.name.ends_with("bias");
+        let vector = |i: u64| if is_bias { (4 + i * 7 % 13) as f32 / 100.0 } else { 1.0 };
+        let values = (0..part.elements()).map(|i| gain.map_or_else(|| vector(i), |gain| gain * draw()));
         values.map(|value| bf16::from_f32(value).to_f32()).collect()
     })
 }
