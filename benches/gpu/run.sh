@@ -6,14 +6,16 @@
 #
 #     right      products and decoders against references, bit for bit where bits must be equal
 #     ceilings   bandwidth of memory, the rate of one large product
-#     decode     one sequence, in the shape of each model of SHAPES that fits
+#     decode     one sequence, in the shape of each model of SHAPES that fits, its weights in each of FORMATS
 #     serving    8 to 256 sequences, prompts, prompts beside sequences, in each shape of SERVING
 #     tools      the profiler (ncu) on the three kernels that cost most; compute-sanitizer on `right`
 #     peers      PyTorch, transformers and vLLM, where python3 (PYTHON) can import them
 #
 #     BIN        folder of gpu_bench, default target/cuda/bin (packaging/cuda/build.sh)
 #     OUT        folder of the results, default benches/results/gpu-DATE: summary.txt, machine.txt, log.txt, *.json
-#     SHAPES     default "mistral-7b codegemma-7b codellama-13b codestral-22b deepseek-33b mixtral-8x7b"
+#     SHAPES     default "mistral-7b codegemma-7b codellama-13b codestral-22b deepseek-33b mixtral-8x7b mixtral-8x22b"
+#     FORMATS    of weights: bf16, int8, fp8, int4; default in decode "bf16 int8 int4" for mistral-7b and mixtral-8x7b, "bf16
+#                int4" for mixtral-8x22b, bf16 otherwise
 #     SERVING    default "mistral-7b codestral-22b"
 #     GPU        ordinal of the device, default 0
 #
@@ -25,7 +27,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 bin=${BIN:-$root/target/cuda/bin}
 date=$(date -u +%Y-%m-%d)
 out=${OUT:-$root/benches/results/gpu-$date}
-shapes=${SHAPES:-mistral-7b codegemma-7b codellama-13b codestral-22b deepseek-33b mixtral-8x7b}
+shapes=${SHAPES:-mistral-7b codegemma-7b codellama-13b codestral-22b deepseek-33b mixtral-8x7b mixtral-8x22b}
 serving_shapes=${SERVING:-mistral-7b codestral-22b}
 gpu=${GPU:-0}
 scratch=$(mktemp -d)
@@ -95,16 +97,32 @@ ceilings() {
   clocks ceilings
 }
 
+# of NAME FORMAT: files of bf16 have the name of the shape alone
+of() { if [ "$2" = bf16 ]; then echo "$1"; else echo "$1-$2"; fi; }
+
 decode() {
-  local shape status=0
-  for shape in $shapes; do bench "decode-$shape" 150 decode --shape "$shape" || status=1; done
+  local shape format formats status=0
+  for shape in $shapes; do
+    case $shape in
+      mistral-7b | mixtral-8x7b) formats=${FORMATS:-bf16 int8 int4} ;;
+      mixtral-8x22b) formats=${FORMATS:-bf16 int4} ;;
+      *) formats=${FORMATS:-bf16} ;;
+    esac
+    for format in $formats; do
+      bench "decode-$(of "$shape" "$format")" 100 decode --shape "$shape" --quantize "$format" || status=1
+    done
+  done
   clocks decode
   return $status
 }
 
 serving() {
-  local shape status=0
-  for shape in $serving_shapes; do bench "serving-$shape" 300 ceilings serving --shape "$shape" || status=1; done
+  local shape format status=0
+  for shape in $serving_shapes; do
+    for format in ${FORMATS:-bf16}; do
+      bench "serving-$(of "$shape" "$format")" 300 ceilings serving --shape "$shape" --quantize "$format" || status=1
+    done
+  done
   clocks serving
   return $status
 }

@@ -20,13 +20,6 @@
 
 #include "narrow.cuh"
 
-template <typename F>
-using Narrow16 = NarrowTile<F, 16, 64, 16, 16, 5>;
-template <typename F>
-using Narrow64 = NarrowTile<F, 64, 128, 32, 32, 4>;
-template <typename F>
-using Narrow128 = NarrowTile<F, 128, 128, 64, 64, 3>;
-
 // The grid is row tiles x n tiles (x parts where they are spread).
 #define NARROW(NAME, THREADS, BLOCKS, ...)                                                                             \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                        \

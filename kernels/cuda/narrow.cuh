@@ -82,6 +82,13 @@ struct NarrowTile : Tile<ROWS_, COLUMNS_, WARP_ROWS_, WARP_COLUMNS_, STAGES_> {
   static constexpr unsigned BYTES = (STAGES_ * STAGE + 2 * WIDE) * 16;
 };
 
+template <typename F>
+using Narrow16 = NarrowTile<F, 16, 64, 16, 16, 5>;
+template <typename F>
+using Narrow64 = NarrowTile<F, 64, 128, 32, 32, 4>;
+template <typename F>
+using Narrow128 = NarrowTile<F, 128, 128, 64, 64, 3>;
+
 template <typename F, unsigned... SIZES>
 struct Feed<NarrowTile<F, SIZES...>> {
   using T = NarrowTile<F, SIZES...>;

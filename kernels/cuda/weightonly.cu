@@ -27,8 +27,8 @@
 
 #include "weightonly.cuh"
 
-// Panels of a block.
-constexpr unsigned PANELS = 2;
+// Panels of a block, and steps that a warp has in flight of each.
+constexpr unsigned PANELS = 2, FLIGHT = 2;
 
 template <typename F, unsigned EPILOGUE>
 __device__ __forceinline__ void weightonly(
@@ -37,7 +37,7 @@ __device__ __forceinline__ void weightonly(
   const unsigned g = threadIdx.x % LANES / 4;
   const unsigned panels = (n + PANEL - 1) / PANEL;
   float sum[PANELS][4] = {};
-  sum_steps<F>(sum, x + g * (k / CHUNK), g < rows, w, scales, k, blockIdx.x * PANELS, panels - 1);
+  sum_steps<F, FLIGHT>(sum, x + g * (k / CHUNK), g < rows, w, scales, k, blockIdx.x * PANELS, panels - 1);
 
   __shared__ Partial<PANELS> partial;
   leave(partial, sum);

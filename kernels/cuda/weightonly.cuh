@@ -10,8 +10,6 @@
 constexpr unsigned PANEL = 16, STEP = 128, X_CHUNKS = STEP / CHUNK, STEP_MMAS = STEP / 16, MOST_ROWS = 8;
 // Warps that share the k of a block's panels.
 constexpr unsigned SHARERS = 8;
-// Steps that a warp has in flight.
-constexpr unsigned FLIGHT = 2;
 
 __device__ __forceinline__ unsigned word_of(const uint4& quad, const unsigned i) {
   return i == 0 ? quad.x : i == 1 ? quad.y : i == 2 ? quad.z : quad.w;
@@ -107,7 +105,8 @@ __device__ __forceinline__ void add_step(
 
 // The sums of PANELS panels from `first_panel` on, none beyond `last_panel`, over this warp's steps, with up to MOST_ROWS
 // rows of x: `x` is row g of them, if there is one.
-template <typename F, unsigned PANELS>
+// A warp has FLIGHT steps in flight, which changes no bit.
+template <typename F, unsigned FLIGHT, unsigned PANELS>
 __device__ __forceinline__ void sum_steps(
     float (&sum)[PANELS][4], const uint4* __restrict__ x, const bool has_row, const uint4* __restrict__ w,
     const void* __restrict__ scales, const unsigned k, const unsigned first_panel, const unsigned last_panel) {

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use hearth_kernels::cuda::buffer::Buffer;
 use hearth_kernels::cuda::emulated::{Emulated, Order};
-use hearth_kernels::cuda::experts::{DIRECT_ROWS, Experts, Room, Routes, Shape};
+use hearth_kernels::cuda::experts::{DIRECT_ROWS, Experts, Room, Routes, Shape, Stack};
 use hearth_kernels::cuda::product::gate_row;
 use hearth_kernels::{Activation, Context, Isa, View, Weight, Write};
 
@@ -42,7 +42,7 @@ fn expected(x: &[bf16], logits: &[f32], gate_up: &[Vec<bf16>], down: &[Vec<bf16>
 fn few_rows_one_by_one_and_any_number_grouped_give_what_the_processor_gives() {
     let device = Emulated::open(Order::Shuffled, 1 << 28);
     let Shape { experts, top_k, width, ffn } = SHAPE;
-    let kernels = Experts::load(&device).unwrap();
+    let kernels = Experts::load(&device, None).unwrap();
     let routes = Routes::new(&device, SHAPE, ROWS).unwrap();
     let weight = |e: usize, count: usize, step: f32| waves(count, step + e as f32 * 0.013, 0.3);
     let gate_up: Vec<_> = (0..experts).map(|e| weight(e, 2 * ffn * width, 0.37)).collect();
@@ -64,8 +64,8 @@ fn few_rows_one_by_one_and_any_number_grouped_give_what_the_processor_gives() {
     let want = expected(&x, &logits, &gate_up, &down);
 
     let (x, logits) = (Buffer::of(&device, &x).unwrap(), Buffer::of(&device, &logits).unwrap());
-    let turned = Buffer::of(&device, &turned).unwrap();
-    let down = Buffer::of(&device, &down.concat()).unwrap();
+    let turned = Stack::Wide(Buffer::of(&device, &turned).unwrap());
+    let down = Stack::Wide(Buffer::of(&device, &down.concat()).unwrap());
     let pairs = ROWS * top_k;
     let gathered = Buffer::new(&device, pairs * width).unwrap();
     let middle = Buffer::new(&device, pairs * ffn).unwrap();

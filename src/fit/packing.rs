@@ -24,7 +24,7 @@ impl Packing {
     pub fn of(entry: &ModelEntry, settings: &Settings, on_gpu: bool, spec: &Spec) -> Result<Self, Unfit> {
         let heads = Heads { q: spec.heads, kv: spec.kv_heads, dim: spec.head_dim };
         let asked = Asked { quantize: entry.quantize.as_deref(), fp8_kv: entry.fp8_kv };
-        let packing = asked.on(on_gpu, heads, spec.experts.is_some()).map_err(|(what, fix)| {
+        let packing = asked.on(on_gpu, heads).map_err(|(what, fix)| {
             let what = format!("model {}: {what}", entry.name);
             Unfit::Settings { what, place: Some(entry.origin.to_string()), fix: fix.to_owned() }
         })?;
@@ -47,7 +47,7 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     /// Refused with what is wrong and what would do.
-    fn on(self, on_gpu: bool, heads: Heads, has_experts: bool) -> Result<Packing, (String, &'static str)> {
+    fn on(self, on_gpu: bool, heads: Heads) -> Result<Packing, (String, &'static str)> {
         let kv = match self.fp8_kv {
             false => KvType::Bf16,
             true if !on_gpu => {
@@ -81,10 +81,6 @@ impl Asked<'_> {
             true if gpu.is_none() => Err((
                 format!("`quantize` is {name:?}, a format of the CPU; this model is served on a GPU"),
                 "on a GPU there are int8, fp8 and int4; or serve it on the CPU: --device cpu",
-            )),
-            true if has_experts => Err((
-                format!("`quantize` is {name:?}; mixtures of experts are served on a GPU as bf16 alone"),
-                "leave `quantize` out, or serve it on the CPU with q8_0, q6_k or q4_k: --device cpu",
             )),
             _ => Ok(Packing { processor, gpu, kv, strict: false }),
         }
@@ -128,7 +124,7 @@ mod tests {
 
     #[test]
     fn each_place_takes_its_own_formats_and_names_them_when_it_is_asked_for_the_others() {
-        let packed = |name, on_gpu| asked(Some(name), false).on(on_gpu, HEADS, false);
+        let packed = |name, on_gpu| asked(Some(name), false).on(on_gpu, HEADS);
         for (name, format) in [("int8", Format::Int8), ("fp8", Format::E4m3), ("int4", Format::Int4)] {
             assert_eq!(packed(name, true).unwrap().gpu, Some(format));
             let (what, fix) = packed(name, false).unwrap_err();
@@ -139,17 +135,15 @@ mod tests {
             let (what, fix) = packed(name, true).unwrap_err();
             assert!(what.contains(name) && fix.contains("int8"), "{what}: {fix}");
         }
-        let (what, _) = asked(Some("int4"), false).on(true, HEADS, true).unwrap_err();
-        assert!(what.contains("mixtures"), "{what}");
-        assert_eq!(asked(None, false).on(true, HEADS, true), Ok(Packing::default()));
+        assert_eq!(asked(None, false).on(true, HEADS), Ok(Packing::default()));
     }
 
     #[test]
     fn keys_and_values_in_fp8_are_for_gpus_and_heads_that_have_kernels() {
-        assert_eq!(asked(None, true).on(true, HEADS, false).unwrap().kv, KvType::Fp8);
-        let (what, _) = asked(None, true).on(false, HEADS, false).unwrap_err();
+        assert_eq!(asked(None, true).on(true, HEADS).unwrap().kv, KvType::Fp8);
+        let (what, _) = asked(None, true).on(false, HEADS).unwrap_err();
         assert!(what.contains("served on the CPU"), "{what}");
-        let (what, _) = asked(None, true).on(true, Heads { dim: 64, ..HEADS }, false).unwrap_err();
+        let (what, _) = asked(None, true).on(true, Heads { dim: 64, ..HEADS }).unwrap_err();
         assert!(what.contains("heads of 64"), "{what}");
     }
 }

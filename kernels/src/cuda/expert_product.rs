@@ -30,9 +30,8 @@ impl Tile {
         self.stages * (self.rows + self.columns) as u32 * 128
     }
 
-    /// The most tiles that `rows` rows of `experts` experts can make.
     fn down(&self, rows: usize, experts: usize) -> usize {
-        rows.min((rows + experts * (self.rows - 1)) / self.rows)
+        tiles(self.rows, rows, experts)
     }
 }
 
@@ -53,6 +52,11 @@ pub(super) fn assert_grouped(
         starts.len() > experts && x.len() >= rows * k && w.len() >= experts * n * k,
         "bug: a buffer is smaller than its shape"
     );
+}
+
+/// The most tiles, `tall` rows each, that `rows` rows of `experts` experts can make.
+pub(super) fn tiles(tall: usize, rows: usize, experts: usize) -> usize {
+    rows.min((rows + experts * (tall - 1)) / tall)
 }
 
 #[derive(Debug)]

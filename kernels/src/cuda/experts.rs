@@ -11,10 +11,13 @@ use super::expert_product::ExpertProduct;
 use super::hopper::Differs;
 use super::hopper_experts::HopperExperts;
 use super::launch::Launch;
+use super::packed_experts::PackedExperts;
 use super::product::Finish;
+use super::weightonly::{self, Format, Weight};
 use crate::gate::Activation;
 
 /// Rows up to which every pair is a product of its own: beyond, too many pairs share an expert and would read it again.
+/// Packed weights: [`Stack::direct_rows`].
 pub const DIRECT_ROWS: usize = 4;
 /// Experts of a layer at most.
 pub const MAX_EXPERTS: usize = 64;
@@ -86,6 +89,38 @@ impl Routes {
     }
 }
 
+/// The weights of a layer's experts, one behind the other.
+#[derive(Debug)]
+pub enum Stack {
+    Wide(Buffer<bf16>),
+    /// `n` and `k` are those of one, whose panels stand before those of the next, and so do their scales.
+    Packed(Weight),
+}
+
+impl Stack {
+    /// Rows up to which [`Experts::direct`] takes them. Where weights are packed, rows that share an expert share the
+    /// reading of it too.
+    pub fn direct_rows(&self) -> usize {
+        match self {
+            Stack::Wide(_) => DIRECT_ROWS,
+            Stack::Packed(_) => weightonly::MAX_ROWS,
+        }
+    }
+}
+
+/// What few rows go through their experts with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DirectRows<'a> {
+    pub bucket: usize,
+    pub count: &'a Buffer<u32>,
+    pub chosen: &'a Buffer<u32>,
+    pub weights: &'a Buffer<f32>,
+    pub x: &'a Buffer<bf16>,
+    pub middle: &'a Buffer<bf16>,
+    pub residual: &'a Buffer<f32>,
+    pub shape: Shape,
+}
+
 /// Memory of grouped rows, a row a pair.
 #[derive(Clone, Copy, Debug)]
 pub struct Room<'a> {
@@ -109,10 +144,13 @@ pub struct Experts {
     product: ExpertProduct,
     /// For many rows an expert, once it was asked for.
     hopper: Option<HopperExperts>,
+    /// For packed weights.
+    packed: Option<PackedExperts>,
 }
 
 impl Experts {
-    pub fn load(device: &Device) -> Result<Self, DeviceError> {
+    /// With the kernels for weights of `format` too, if there is one.
+    pub fn load(device: &Device, format: Option<Format>) -> Result<Self, DeviceError> {
         let kernel = |name: &str| device.kernel(name, 0);
         Ok(Self {
             route: kernel("route")?,
@@ -123,6 +161,7 @@ impl Experts {
             combine: kernel("combine")?,
             product: ExpertProduct::load(device)?,
             hopper: None,
+            packed: format.map(|format| PackedExperts::load(device, format)).transpose()?,
             device: device.clone(),
         })
     }
@@ -155,7 +194,11 @@ impl Experts {
         unsafe { launch.on(&*self.device) }
     }
 
-    /// The feed-forward layers of at most [`DIRECT_ROWS`] rows, added to the residual: `x` is `[bucket, width]`,
+    fn packed(&self) -> &PackedExperts {
+        self.packed.as_ref().expect("bug: packed experts without their kernels")
+    }
+
+    /// The feed-forward layers of at most [`Stack::direct_rows`] rows, added to the residual: `x` is `[bucket, width]`,
     /// `gate_up` `[experts][2 ffn][width]` with eight rows of gate and eight of up taking turns, `down`
     /// `[experts][width][ffn]`; `middle` is room for `bucket * top_k * ffn` numbers.
     #[allow(clippy::too_many_arguments, reason = "the operands of one operation")]
@@ -165,21 +208,32 @@ impl Experts {
         count: &Buffer<u32>,
         routes: &Routes,
         x: &Buffer<bf16>,
-        gate_up: &Buffer<bf16>,
-        down: &Buffer<bf16>,
+        gate_up: &Stack,
+        down: &Stack,
         activation: Activation,
         middle: &Buffer<bf16>,
         residual: &Buffer<f32>,
     ) -> Result<(), DeviceError> {
         let Shape { experts, top_k, width, ffn } = routes.shape;
         routes.check(bucket, count);
-        assert!(bucket <= DIRECT_ROWS, "bug: {bucket} rows one by one");
+        assert!(bucket <= gate_up.direct_rows(), "bug: {bucket} rows one by one");
         assert!(
             x.len() >= bucket * width
-                && gate_up.len() >= experts * 2 * ffn * width
-                && down.len() >= experts * width * ffn
                 && middle.len() >= bucket * top_k * ffn
                 && residual.len() >= bucket * width,
+            "bug: a buffer is smaller than its shape"
+        );
+        let (gate_up, down) = match (gate_up, down) {
+            (Stack::Wide(gate_up), Stack::Wide(down)) => (gate_up, down),
+            (Stack::Packed(gate_up), Stack::Packed(down)) => {
+                let (chosen, weights, shape) = (&routes.chosen, &routes.weights, routes.shape);
+                let rows = DirectRows { bucket, count, chosen, weights, x, middle, residual, shape };
+                return self.packed().direct(rows, gate_up, down, activation);
+            }
+            _ => panic!("bug: half of a layer's experts are packed"),
+        };
+        assert!(
+            gate_up.len() >= experts * 2 * ffn * width && down.len() >= experts * width * ffn,
             "bug: a buffer is smaller than its shape"
         );
         let kernel = match activation {
@@ -209,8 +263,8 @@ impl Experts {
         count: &Buffer<u32>,
         routes: &Routes,
         x: &Buffer<bf16>,
-        gate_up: &Buffer<bf16>,
-        down: &Buffer<bf16>,
+        gate_up: &Stack,
+        down: &Stack,
         activation: Activation,
         room: Room<'_>,
         residual: &Buffer<f32>,
@@ -220,28 +274,32 @@ impl Experts {
         self.group(count, routes)?;
         self.gather(bucket, count, routes, x, room.gathered)?;
         let bent = Finish::Gate(activation, room.middle);
-        self.product(pairs, starts, room.gathered, gate_up, experts, (2 * ffn, width), bent)?;
+        self.multiply(pairs, starts, room.gathered, gate_up, experts, (2 * ffn, width), bent)?;
         let set = Finish::Set(room.results);
-        self.product(pairs, starts, room.middle, down, experts, (width, ffn), set)?;
+        self.multiply(pairs, starts, room.middle, down, experts, (width, ffn), set)?;
         self.combine(bucket, count, routes, room.results, residual)
     }
 
     #[allow(clippy::too_many_arguments, reason = "the operands of one product")]
-    fn product(
+    fn multiply(
         &self,
         rows: usize,
         starts: &Buffer<u32>,
         x: &Buffer<bf16>,
-        w: &Buffer<bf16>,
+        w: &Stack,
         experts: usize,
         shape: (usize, usize),
         finish: Finish<'_>,
     ) -> Result<(), DeviceError> {
-        match &self.hopper {
-            Some(hopper) if hopper.takes(rows, experts, shape.0) => {
+        match (w, &self.hopper) {
+            (Stack::Wide(w), Some(hopper)) if hopper.takes(rows, experts, shape.0) => {
                 hopper.launch(rows, starts, x, w, experts, shape, finish)
             }
-            _ => self.product.launch(rows, starts, x, w, experts, shape, finish),
+            (Stack::Wide(w), _) => self.product.launch(rows, starts, x, w, experts, shape, finish),
+            (Stack::Packed(w), _) => {
+                assert_eq!((w.n, w.k), shape, "bug: weights of another shape");
+                self.packed().product(rows, starts, x, w, experts, finish)
+            }
         }
     }
 

@@ -20,6 +20,7 @@ pub mod hopper;
 pub mod hopper_experts;
 pub mod launch;
 pub mod narrow;
+pub mod packed_experts;
 pub mod presence;
 pub mod product;
 pub mod record;

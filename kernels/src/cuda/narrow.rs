@@ -10,15 +10,15 @@ use super::product::{CHUNK, EPILOGUES, Finish, PARTS, Product, parts};
 use super::weightonly::{Format, PANEL, STEP, Weight};
 
 /// A tile in the kernels, all of whose stages are 64 columns deep.
-struct Tile {
-    name: &'static str,
-    rows: usize,
-    columns: usize,
-    threads: u32,
+pub(super) struct Tile {
+    pub(super) name: &'static str,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) threads: u32,
     stages: u32,
 }
 
-const TILES: [Tile; 3] = [
+pub(super) const TILES: [Tile; 3] = [
     Tile { name: "16", rows: 16, columns: 64, threads: 128, stages: 5 },
     Tile { name: "64", rows: 64, columns: 128, threads: 256, stages: 4 },
     Tile { name: "128", rows: 128, columns: 128, threads: 128, stages: 3 },
@@ -26,7 +26,7 @@ const TILES: [Tile; 3] = [
 
 impl Tile {
     /// Stages of x and of packed numbers, and two of widened ones.
-    fn shared(&self, format: Format) -> u32 {
+    pub(super) fn shared(&self, format: Format) -> u32 {
         let packed = if format == Format::Int4 { 32 } else { 64 };
         let (rows, columns) = (self.rows as u32, self.columns as u32);
         self.stages * (rows * 128 + columns * packed) + 2 * columns * 128

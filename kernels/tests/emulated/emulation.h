@@ -497,6 +497,7 @@ inline unsigned __byte_perm(unsigned first, unsigned second, unsigned which) {
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(unsigned bits) { return __builtin_ffs((int)bits); }
+inline int __ffsll(unsigned long long bits) { return __builtin_ffsll((long long)bits); }
 inline void __threadfence() {}
 
 // One thread runs at a time, so plain arithmetic is atomic.

@@ -5,7 +5,9 @@
 
 mod attend_decode;
 mod attend_prompt;
+mod expert_narrow;
 mod expert_product;
+mod expert_weightonly;
 mod experts;
 mod faults;
 mod hopper;

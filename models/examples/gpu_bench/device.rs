@@ -5,6 +5,7 @@ use std::cell::Cell;
 use hearth_kernels::cuda::driver::Device;
 use hearth_kernels::cuda::emulated::{Emulated, Order};
 use hearth_kernels::cuda::stream::Stream;
+use hearth_kernels::cuda::weightonly::Format;
 use hearth_models::spec::Spec;
 use serde_json::{Value, json};
 
@@ -70,6 +71,8 @@ pub struct Bench {
     pub stream: Stream,
     pub name: String,
     pub spec: Spec,
+    /// Of the layers' weights.
+    pub quantize: Option<Format>,
     /// Little of everything.
     pub quick: bool,
     pub is_emulated: bool,
@@ -78,14 +81,25 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new(opened: Opened, (name, spec): (String, Spec), quick: bool) -> Result<Self, Failure> {
+    pub fn new(
+        opened: Opened,
+        (name, spec): (String, Spec),
+        quantize: Option<Format>,
+        quick: bool,
+    ) -> Result<Self, Failure> {
         let Opened { device, facts, is_emulated } = opened;
         let stream = Stream::load(&device)?;
-        Ok(Self { device, stream, name, spec, quick, is_emulated, facts, ceilings: Cell::new(None) })
+        let ceilings = Cell::new(None);
+        Ok(Self { device, stream, name, spec, quantize, quick, is_emulated, facts, ceilings })
     }
 
     pub fn facts(&self) -> &Value {
         &self.facts
+    }
+
+    /// Of the weights, as settings call it.
+    pub fn format(&self) -> &'static str {
+        self.quantize.map_or("bf16", Format::title)
     }
 
     pub fn line(&self) -> String {

@@ -1,7 +1,8 @@
 //! Measures Hearth on a GPU: whether it is right, what the device can do, and what share of that the decoder reaches,
 //! at the true shapes of models with weights made on the device. `benches/gpu/run.sh` runs all of it.
 //!
-//!     gpu_bench PART... [--shape NAME] [--device N] [--quick] [--out FILE.json] [--date TEXT] [--emulated]
+//!     gpu_bench PART... [--shape NAME] [--quantize FORMAT] [--device N] [--quick] [--out FILE.json] [--date TEXT]
+//!               [--emulated]
 //!
 //! | part | |
 //! |---|---|
@@ -9,6 +10,8 @@
 //! | `ceilings` | bandwidth of memory and the rate of one large product |
 //! | `decode` | one sequence: tokens a second, share of the bandwidth |
 //! | `serving` | 8 to 256 sequences, prompts, and prompts beside sequences that decode |
+//!
+//! `--quantize` packs the weights of `decode` and `serving`: int8, fp8, int4; bf16 leaves them as they are.
 //!
 //! `--quick` is for profilers and sanitizers: the same work, little of it. `--emulated` runs the kernels on this
 //! processor, in a tiny shape, so that everything but the figures can be tried without a GPU; it needs the source tree
@@ -20,6 +23,7 @@
 mod ceilings;
 mod decode;
 mod device;
+mod experts;
 mod right;
 mod serving;
 mod shapes;
@@ -27,20 +31,22 @@ mod steps;
 
 use std::process::ExitCode;
 
+use hearth_kernels::cuda::weightonly::Format;
 use serde_json::{Value, json};
 
 use device::Bench;
 
 pub type Failure = Box<dyn std::error::Error>;
 
-const USAGE: &str = "gpu_bench PART... [--shape NAME] [--device N] [--quick] [--out FILE.json] [--date TEXT] \
-                     [--emulated]\nparts: right ceilings decode serving";
+const USAGE: &str = "gpu_bench PART... [--shape NAME] [--quantize FORMAT] [--device N] [--quick] [--out FILE.json] \
+                     [--date TEXT] [--emulated]\nparts: right ceilings decode serving";
 const PARTS: [&str; 4] = ["right", "ceilings", "decode", "serving"];
 
 #[derive(Default)]
 struct Asked {
     parts: Vec<String>,
     shape: Option<String>,
+    quantize: Option<Format>,
     ordinal: usize,
     quick: bool,
     emulated: bool,
@@ -55,6 +61,7 @@ impl Asked {
             let mut value = || arguments.next().ok_or(format!("{argument} wants a value"));
             match argument.as_str() {
                 "--shape" => asked.shape = Some(value()?),
+                "--quantize" => asked.quantize = format(&value()?)?,
                 "--device" => asked.ordinal = value()?.parse().map_err(|e| format!("--device: {e}"))?,
                 "--out" => asked.out = Some(value()?),
                 "--date" => asked.date = Some(value()?),
@@ -79,6 +86,16 @@ impl Asked {
             None => Ok(()),
         }
     }
+}
+
+/// As settings call it; none for bf16.
+fn format(name: &str) -> Result<Option<Format>, String> {
+    if name == "bf16" {
+        return Ok(None);
+    }
+    let format = Format::ALL.into_iter().find(|format| format.title() == name);
+    let known = Format::ALL.map(Format::title).join(" ");
+    format.map(Some).ok_or(format!("--quantize {name}: no such format; there are: bf16 {known}"))
 }
 
 fn main() -> ExitCode {
@@ -119,10 +136,11 @@ fn run(asked: &Asked) -> Result<bool, Failure> {
         },
     };
     let name = asked.shape.as_deref().unwrap_or(if asked.emulated { "tiny" } else { "mistral-7b" });
-    let bench = Bench::new(opened, (name.to_owned(), shapes::shape(name)?), asked.quick)?;
+    let bench = Bench::new(opened, (name.to_owned(), shapes::shape(name)?), asked.quantize, asked.quick)?;
     println!("{}", bench.line());
     result["device"] = bench.facts().clone();
     result["shape"] = json!(name);
+    result["weights"] = json!(bench.format());
     result["parts"] = json!({});
     let mut all = true;
     for part in &asked.parts {

@@ -23,11 +23,11 @@ use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::device::Bench;
-use crate::shapes;
+use crate::{experts, shapes};
 
 #[path = "../../tests/device/rig.rs"]
 #[allow(dead_code)] // what the tests are driven by
-mod rig;
+pub mod rig;
 
 use rig::{Apart, FAMILIES, FP8, Family, Rig, bits, checkpoint, compare, schedule, sequences};
 
@@ -51,9 +51,12 @@ pub fn run(bench: &Bench) -> Result<Value, Failure> {
     let products = products(bench)?;
     let decoders = decoders(bench)?;
     let packed = packed(bench)?;
-    let right = [&products, &decoders, &packed].iter().all(|part| part["wrong"] == json!([]));
+    let experts = experts::run(bench)?;
+    let right = [&products, &decoders, &packed, &experts].iter().all(|part| part["wrong"] == json!([]));
     println!("verdict: {}", if right { "right" } else { "WRONG" });
-    Ok(json!({ "right": right, "products": products, "decoders": decoders, "packed": packed }))
+    Ok(
+        json!({ "right": right, "products": products, "decoders": decoders, "packed": packed, "experts": experts }),
+    )
 }
 
 /// The shapes of the products of all models, and those with ragged edges.
@@ -434,9 +437,10 @@ fn same_captured(captured: &mut Rig, eager: &mut Rig) -> bool {
 /// rows take the tensor cores. Then keys and values in fp8.
 fn packed(bench: &Bench) -> Result<Value, Failure> {
     let mut wrong = Vec::new();
-    let (dir, checkpoint) = checkpoint(FAMILIES[0]);
-    let formats = if bench.quick { &Format::ALL[2..] } else { &Format::ALL[..] };
-    for format in formats.iter().copied() {
+    let formats = if bench.quick { &[Format::Int4][..] } else { &Format::ALL[..] };
+    let of = |family: Family| formats.iter().map(move |format| (family, *format));
+    for (family, format) in of(FAMILIES[0]).chain(of(FAMILIES[8])) {
+        let (dir, checkpoint) = checkpoint(family);
         let (_other, widened) = rig::widened(&checkpoint, dir.path(), format);
         let packed = |strict| {
             let options = Options { quantize: Some(format), strict, ..rig::OPTIONS };
@@ -447,15 +451,17 @@ fn packed(bench: &Bench) -> Result<Value, Failure> {
         let same = same_captured(&mut packed(true), &mut wide(true));
         let is_right = apart.is_near() && same;
         println!(
-            "packed {:<8} {apart}, strict {}{}",
+            "packed {:<20} {:<8} {apart}, strict {}{}",
+            family.0,
             format.title(),
             if same { "the same bits" } else { "OTHER BITS" },
             if is_right { "" } else { ": WRONG" }
         );
         if !is_right {
-            wrong.push(format.title());
+            wrong.push(format!("{} {}", family.0, format.title()));
         }
     }
+    let (_dir, checkpoint) = checkpoint(FAMILIES[0]);
     let fp8 =
         |strict| Rig::on(&bench.device, &checkpoint, Options { kv: KvType::Fp8, strict, ..rig::OPTIONS });
     let apart = compare(&mut fp8(false), &mut Rig::cpu(&checkpoint));
@@ -463,7 +469,7 @@ fn packed(bench: &Bench) -> Result<Value, Failure> {
     let is_right = apart.worst < FP8 && same;
     println!("keys and values in fp8: {apart}{}", if is_right { "" } else { ": WRONG" });
     if !is_right {
-        wrong.push("keys and values in fp8");
+        wrong.push("keys and values in fp8".to_owned());
     }
     Ok(json!({ "wrong": wrong }))
 }

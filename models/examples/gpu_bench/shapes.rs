@@ -1,12 +1,13 @@
 //! Shapes of released models, as their config.json has them, and what a step of them costs.
 
-use hearth_models::layout::Layout;
+use hearth_kernels::cuda::weightonly::{Format, PANEL};
+use hearth_models::layout::{Block, Layout};
 use hearth_models::spec::Spec;
 use serde_json::{Value, json};
 
 use crate::Failure;
 
-pub const NAMES: [&str; 8] = [
+pub const NAMES: [&str; 9] = [
     "mistral-7b",
     "codestral-22b",
     "codegemma-2b",
@@ -14,6 +15,7 @@ pub const NAMES: [&str; 8] = [
     "codellama-13b",
     "deepseek-33b",
     "mixtral-8x7b",
+    "mixtral-8x22b",
     "tiny",
 ];
 
@@ -74,6 +76,10 @@ pub fn shape(name: &str) -> Result<Spec, Failure> {
         "mixtral-8x7b" => mistral(json!({"architectures": ["MixtralForCausalLM"], "model_type": "mixtral",
             "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
             "num_key_value_heads": 8, "num_experts_per_tok": 2, "num_local_experts": 8, "vocab_size": 32000})),
+        "mixtral-8x22b" => mistral(json!({"architectures": ["MixtralForCausalLM"], "model_type": "mixtral",
+            "hidden_size": 6144, "intermediate_size": 16384, "max_position_embeddings": 65536,
+            "num_hidden_layers": 56, "num_attention_heads": 48, "num_key_value_heads": 8, "num_experts_per_tok": 2,
+            "num_local_experts": 8})),
         "tiny" => mistral(json!({"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128, "vocab_size": 320})),
         _ => return Err(format!("no shape {name}; there are: {}", NAMES.join(" ")).into()),
@@ -88,40 +94,61 @@ fn with(mut common: Value, own: Value) -> Value {
     common
 }
 
+/// Numbers of some matrices, and the bytes they take.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    numbers: u64,
+    bytes: u64,
+}
+
+impl Held {
+    fn of<'a>(blocks: impl Iterator<Item = &'a Block>, quantize: Option<Format>) -> Self {
+        blocks.fold(Self::default(), |all, block| {
+            let bytes = match quantize {
+                None => 2 * block.elements(),
+                Some(format) => {
+                    let (numbers, scales) = format.panel_bytes(block.cols());
+                    (block.rows().div_ceil(PANEL) * (numbers + scales)) as u64
+                }
+            };
+            Self { numbers: all.numbers + block.elements(), bytes: all.bytes + bytes }
+        })
+    }
+}
+
 /// Bytes and operations of a model's steps.
 #[derive(Clone, Copy, Debug)]
 pub struct Cost {
-    /// Numbers of all matrices.
-    pub numbers: u64,
-    /// Numbers of the layers' matrices that every row is multiplied with.
-    shared: u64,
-    /// Numbers of all experts; how many there are, and how many a row goes through.
-    experts: u64,
+    /// Bytes of all matrices.
+    pub weights: u64,
+    /// The layers' matrices that every row is multiplied with.
+    shared: Held,
+    /// All experts; how many there are, and how many a row goes through.
+    experts: Held,
     of: (usize, usize),
+    /// Bytes of the head.
     head: u64,
     /// Bytes of a position's keys and values in all layers.
     pub position: u64,
 }
 
 impl Cost {
-    pub fn of(spec: &Spec) -> Self {
+    pub fn of(spec: &Spec, quantize: Option<Format>) -> Self {
         let layout = Layout::of(spec);
-        let attention: u64 =
-            layout.layers.iter().map(|layer| layer.qkv.elements() + layer.output.elements()).sum();
+        let attention = layout.layers.iter().flat_map(|layer| [&layer.qkv, &layer.output]);
         let mlps = layout.layers.iter().flat_map(|layer| &layer.mlps);
-        let mlps: u64 = mlps.map(|mlp| mlp.gate_up.elements() + mlp.down.elements()).sum();
-        let embedding = layout.embedding.elements();
-        let head = layout.head.as_ref().map_or(0, |head| head.elements());
+        let mlps = mlps.flat_map(|mlp| [&mlp.gate_up, &mlp.down]);
         let (shared, experts) = match spec.experts {
-            None => (attention + mlps, 0),
-            Some(_) => (attention, mlps),
+            None => (Held::of(attention.chain(mlps), quantize), Held::default()),
+            Some(_) => (Held::of(attention, quantize), Held::of(mlps, quantize)),
         };
+        let ends = Held::of([Some(&layout.embedding), layout.head.as_ref()].into_iter().flatten(), None);
         Self {
-            numbers: attention + mlps + embedding + head,
+            weights: shared.bytes + experts.bytes + ends.bytes,
             shared,
             experts,
             of: spec.experts.map_or((1, 1), |experts| (experts.count, experts.top_k)),
-            head: layout.head.map_or(embedding, |head| head.elements()),
+            head: 2 * layout.head.as_ref().unwrap_or(&layout.embedding).elements(),
             position: (spec.layers * 2 * spec.key_width() * 2) as u64,
         }
     }
@@ -132,14 +159,14 @@ impl Cost {
         let (rows, positions) = contexts.fold((0, 0), |(rows, all), context| (rows + 1, all + context));
         let (count, top_k) = self.of;
         let touched = 1.0 - (1.0 - top_k as f64 / count as f64).powi(rows);
-        let numbers = (self.shared + self.head) as f64 + touched * self.experts as f64;
-        2.0 * numbers + self.position as f64 * positions as f64
+        let weights = (self.shared.bytes + self.head) as f64 + touched * self.experts.bytes as f64;
+        weights + self.position as f64 * positions as f64
     }
 
     /// Operations of the products of so many rows of a prompt; attention is not counted.
     pub fn operations(&self, rows: usize) -> f64 {
         let (count, top_k) = self.of;
-        let numbers = self.shared as f64 + self.experts as f64 * top_k as f64 / count as f64;
+        let numbers = self.shared.numbers as f64 + self.experts.numbers as f64 * top_k as f64 / count as f64;
         2.0 * numbers * rows as f64
     }
 }

@@ -4,7 +4,7 @@ use half::bf16;
 use hearth_kernels::cuda::attention::{Cache, Sequences};
 use hearth_kernels::cuda::buffer::Buffer;
 use hearth_kernels::cuda::driver::DeviceError;
-use hearth_kernels::cuda::experts::{DIRECT_ROWS, Room};
+use hearth_kernels::cuda::experts::{Room, Stack};
 use hearth_kernels::cuda::product::Finish;
 use hearth_kernels::cuda::row::Norm;
 use hearth_kernels::cuda::skinny::{self, Class};
@@ -76,8 +76,8 @@ impl Decoder {
         &self,
         bucket: usize,
         router: &Matrix,
-        gate_up: &Buffer<bf16>,
-        down: &Buffer<bf16>,
+        gate_up: &Stack,
+        down: &Stack,
     ) -> Result<(), DeviceError> {
         let (kernels, buffers, count) = (&self.kernels.experts, &self.buffers, &self.meta.rows);
         let (x, residual, activation) = (&buffers.normed, &buffers.residual, self.activation);
@@ -88,7 +88,7 @@ impl Decoder {
         self.kernels.product.launch(bucket, count, x, &router.numbers, shape, None, Finish::Set(scores))?;
         kernels.route(bucket, count, scores, true, routes)?;
         self.begin_share(bucket)?;
-        if bucket <= DIRECT_ROWS && !self.options.strict {
+        if bucket <= gate_up.direct_rows() && !self.options.strict {
             return kernels.direct(bucket, count, routes, x, gate_up, down, activation, middle, residual);
         }
         let room = Room { gathered, middle, results };

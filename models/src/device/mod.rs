@@ -145,10 +145,10 @@ impl Decoder {
         Self::load_shard(device, checkpoint, options, Shard::WHOLE, None, progress)
     }
 
-    /// A decoder of a shape whose weights are random numbers made on the device: for measuring, without a checkpoint.
+    /// A decoder of a shape whose weights are random numbers, packed or not: for measuring, without a checkpoint.
     pub fn random(device: &Device, spec: &Spec, options: &Options) -> Result<Self, LoadError> {
         Self::build(device, spec.clone(), options, DType::BF16, (Shard::WHOLE, None), || {
-            random::weights(device, spec)
+            random::weights(device, spec, options.quantize)
         })
     }
 
@@ -197,16 +197,8 @@ impl Decoder {
         {
             return Err(LoadError::Device { what: "this many experts", value: experts.count.to_string() });
         }
-        if let Some(format) = options.quantize
-            && spec.experts.is_some()
-        {
-            return Err(LoadError::Device {
-                what: "experts in packed weights",
-                value: format.name().to_owned(),
-            });
-        }
         let product = Product::load(device)?;
-        let mut experts = Experts::load(device)?;
+        let mut experts = Experts::load(device, options.quantize)?;
         let mixture = spec.experts.is_some().then_some(&mut experts);
         let (hopper, set_aside) = many_rows(device, options, &product, mixture)?;
         let narrow = match options.quantize {

@@ -1,19 +1,34 @@
-//! Weights of a shape without a checkpoint: random numbers, made on the device.
+//! Weights of a shape without a checkpoint: random numbers, made on the device; packed ones repeat some panels that were
+//! packed on the host.
+
+use std::collections::HashMap;
 
 use half::bf16;
-use hearth_kernels::cuda::buffer::Buffer;
+use hearth_kernels::cuda::buffer::{Buffer, Host};
 use hearth_kernels::cuda::driver::{Device, DeviceError};
-use hearth_kernels::cuda::stream::Stream;
+use hearth_kernels::cuda::experts::Stack;
+use hearth_kernels::cuda::stream::{Stream, number};
+use hearth_kernels::cuda::weightonly::{self, Format, PANEL, Packed};
 
 use super::weights::{Layer, Linear, Matrix, Mlp, Weight, Weights};
 use crate::decoder::LoadError;
 use crate::layout::{self, Block, Layout};
 use crate::spec::Spec;
 
+/// Panels of a packed weight that differ.
+const PANELS: usize = 16;
+
 /// Keeps the size of a row through a product; rows of an embedding have the size of one.
-pub fn weights(device: &Device, spec: &Spec) -> Result<Weights, LoadError> {
-    let mut maker =
-        Maker { device, stream: Stream::load(device)?, seed: 0, held: 0, unit_offset: spec.unit_offset };
+pub fn weights(device: &Device, spec: &Spec, quantize: Option<Format>) -> Result<Weights, LoadError> {
+    let mut maker = Maker {
+        device,
+        stream: Stream::load(device)?,
+        quantize,
+        panels: HashMap::new(),
+        seed: 0,
+        held: 0,
+        unit_offset: spec.unit_offset,
+    };
     let layout = Layout::of(spec);
     let embedding = maker.matrix(&layout.embedding, 1)?;
     let layers = layout.layers.iter().map(|layer| maker.layer(layer)).collect::<Result<_, DeviceError>>()?;
@@ -26,6 +41,9 @@ pub fn weights(device: &Device, spec: &Spec) -> Result<Weights, LoadError> {
 struct Maker<'a> {
     device: &'a Device,
     stream: Stream,
+    quantize: Option<Format>,
+    /// By columns, numbers and scales of the panels that are repeated. They are copied from until the device is done.
+    panels: HashMap<usize, (Host<u8>, Host<u8>)>,
     /// Of the matrix that was made last.
     seed: u32,
     held: u64,
@@ -49,9 +67,8 @@ impl Maker<'_> {
                     let (gate_up, down) = (&mlps[0].gate_up, &mlps[0].down);
                     Mlp::Experts {
                         router: self.matrix(router, router.cols())?,
-                        gate_up: self
-                            .numbers(mlps.len() * gate_up.rows() * gate_up.cols(), gate_up.cols())?,
-                        down: self.numbers(mlps.len() * down.rows() * down.cols(), down.cols())?,
+                        gate_up: self.stack(gate_up, mlps.len())?,
+                        down: self.stack(down, mlps.len())?,
                     }
                 }
             },
@@ -60,7 +77,57 @@ impl Maker<'_> {
 
     fn linear(&mut self, block: &Block, bias: &Option<Block>) -> Result<Linear, DeviceError> {
         let bias = bias.as_ref().map(|bias| self.vector(bias, 0.1)).transpose()?;
-        Ok(Linear { weight: Weight::Wide(self.matrix(block, block.cols())?), bias })
+        let weight = match self.quantize {
+            None => Weight::Wide(self.matrix(block, block.cols())?),
+            Some(format) => Weight::Narrow(self.packed(format, block, 1)?),
+        };
+        Ok(Linear { weight, bias })
+    }
+
+    fn stack(&mut self, block: &Block, experts: usize) -> Result<Stack, DeviceError> {
+        Ok(match self.quantize {
+            None => Stack::Wide(self.numbers(experts * block.rows() * block.cols(), block.cols())?),
+            Some(format) => Stack::Packed(self.packed(format, block, experts)?),
+        })
+    }
+
+    /// So many weights like `block` behind one another.
+    fn packed(
+        &mut self,
+        format: Format,
+        block: &Block,
+        count: usize,
+    ) -> Result<weightonly::Weight, DeviceError> {
+        let (n, k) = (block.rows(), block.cols());
+        if !self.panels.contains_key(&k) {
+            let scale = (3.0 / k as f32).sqrt();
+            let wide: Vec<f32> =
+                (0..PANELS * PANEL * k).map(|i| number(i as u32, 1, scale).to_f32()).collect();
+            let Packed { numbers, scales, .. } = Packed::of(format, (PANELS * PANEL, k), &wide);
+            let host = |bytes: &[u8]| -> Result<Host<u8>, DeviceError> {
+                let mut host = Host::new(self.device, bytes.len())?;
+                host.copy_from_slice(bytes);
+                Ok(host)
+            };
+            self.panels.insert(k, (host(&numbers)?, host(&scales)?));
+        }
+        let (numbers, scales) = &self.panels[&k];
+        let (bytes, scale_bytes) = format.panel_bytes(k);
+        let panels = count * n.div_ceil(PANEL);
+        let numbers = self.repeated(numbers, panels * bytes)?;
+        let scales = self.repeated(scales, panels * scale_bytes)?;
+        self.held += (numbers.bytes() + scales.bytes()) as u64;
+        Ok(weightonly::Weight { format, n, k, numbers, scales })
+    }
+
+    fn repeated(&self, piece: &Host<u8>, bytes: usize) -> Result<Buffer<u8>, DeviceError> {
+        let buffer = Buffer::new(self.device, bytes)?;
+        for at in (0..bytes).step_by(piece.len()) {
+            let count = piece.len().min(bytes - at);
+            // SAFETY: the piece has as many bytes and stays as it is until the device is done; they end inside the buffer.
+            unsafe { self.device.copy_in(buffer.at(at), piece.as_ptr(), count)? };
+        }
+        Ok(buffer)
     }
 
     fn matrix(&mut self, block: &Block, inputs: usize) -> Result<Matrix, DeviceError> {

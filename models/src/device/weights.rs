@@ -5,6 +5,7 @@ use candle_core::DType;
 use half::{bf16, f16};
 use hearth_kernels::cuda::buffer::{Buffer, Host, Plain};
 use hearth_kernels::cuda::driver::{Device, DeviceError, Mark};
+use hearth_kernels::cuda::experts::Stack;
 use hearth_kernels::cuda::weightonly::{self, Format, PANEL, pack_panel};
 
 use crate::checkpoint::Checkpoint;
@@ -51,8 +52,8 @@ pub enum Mlp {
     /// Expert after expert in one buffer.
     Experts {
         router: Matrix,
-        gate_up: Buffer<bf16>,
-        down: Buffer<bf16>,
+        gate_up: Stack,
+        down: Stack,
     },
 }
 
@@ -246,7 +247,7 @@ impl<'a> Loader<'a> {
         let bias = bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
         let weight = match self.quantize {
             None => Weight::Wide(self.matrix(block)?),
-            Some(format) => Weight::Narrow(self.packed(block, format, false)?),
+            Some(format) => Weight::Narrow(self.packed(&[block], format, false)?),
         };
         Ok(Linear { weight, bias })
     }
@@ -259,17 +260,38 @@ impl<'a> Loader<'a> {
         Ok(Matrix { numbers, rows: block.rows(), cols: block.cols() })
     }
 
-    /// A weight of fewer bits, packed by all cores in the staging area, some panels at a time.
+    /// Weights of fewer bits and of one shape, the panels of one behind those of the other.
     fn packed(
+        &mut self,
+        blocks: &[&Block],
+        format: Format,
+        by_turns: bool,
+    ) -> Result<weightonly::Weight, LoadError> {
+        let (n, k) = (blocks[0].rows(), blocks[0].cols());
+        let panels = n.div_ceil(PANEL);
+        let (bytes, scale_bytes) = format.panel_bytes(k);
+        let (bytes, scale_bytes) = (panels * bytes, panels * scale_bytes);
+        let numbers = Buffer::new(self.device, blocks.len() * bytes)?;
+        let mut scales = Buffer::new(self.device, blocks.len() * scale_bytes)?;
+        for (i, block) in blocks.iter().enumerate() {
+            let own = self.pack(block, format, by_turns, &numbers.part(i * bytes, bytes))?;
+            scales.put(i * scale_bytes, &own)?;
+            self.done(block, bytes + scale_bytes);
+        }
+        Ok(weightonly::Weight { format, n, k, numbers, scales })
+    }
+
+    /// Packs a weight by all cores in the staging area, some panels at a time, and returns its scales.
+    fn pack(
         &mut self,
         block: &Block,
         format: Format,
         by_turns: bool,
-    ) -> Result<weightonly::Weight, LoadError> {
+        numbers: &Buffer<u8>,
+    ) -> Result<Vec<u8>, LoadError> {
         let (n, k) = (block.rows(), block.cols());
         let (parts, panels) = (self.parts(block), n.div_ceil(PANEL));
         let (bytes, scale_bytes) = format.panel_bytes(k);
-        let numbers = Buffer::new(self.device, panels * bytes)?;
         let mut scales = vec![0; panels * scale_bytes];
         // Even the widest supported k leaves room for many panels in a half.
         let at_once = STAGE / bytes;
@@ -295,14 +317,20 @@ impl<'a> Loader<'a> {
                     });
                 }
             });
-            self.stage.flush(&numbers, first * bytes, count * bytes)?;
+            self.stage.flush(numbers, first * bytes, count * bytes)?;
         }
-        let scales = Buffer::of(self.device, &scales)?;
-        self.done(block, numbers.bytes() + scales.bytes());
-        Ok(weightonly::Weight { format, n, k, numbers, scales })
+        Ok(scales)
     }
 
     fn experts(&mut self, router: &Block, mlps: &[layout::Mlp]) -> Result<Mlp, LoadError> {
+        if let Some(format) = self.quantize {
+            let (gate_up, down): (Vec<_>, Vec<_>) = mlps.iter().map(|mlp| (&mlp.gate_up, &mlp.down)).unzip();
+            return Ok(Mlp::Experts {
+                gate_up: Stack::Packed(self.packed(&gate_up, format, true)?),
+                down: Stack::Packed(self.packed(&down, format, false)?),
+                router: self.matrix(router)?,
+            });
+        }
         let numbers = |block: &Block| block.rows() * block.cols();
         let (wide, long) = (numbers(&mlps[0].gate_up), numbers(&mlps[0].down));
         let gate_up = Buffer::new(self.device, mlps.len() * wide)?;
@@ -313,6 +341,7 @@ impl<'a> Loader<'a> {
             self.stage.copy(&down.part(i * long, long), parts.dtype, parts.rows(false))?;
             self.done(&mlp.down, 2 * long);
         }
+        let (gate_up, down) = (Stack::Wide(gate_up), Stack::Wide(down));
         Ok(Mlp::Experts { router: self.matrix(router)?, gate_up, down })
     }
 
@@ -325,7 +354,7 @@ impl<'a> Loader<'a> {
                 self.turned(block, &numbers)?;
                 Weight::Wide(Matrix { numbers, rows, cols })
             }
-            Some(format) => Weight::Narrow(self.packed(block, format, true)?),
+            Some(format) => Weight::Narrow(self.packed(&[block], format, true)?),
         };
         let bias = match bias {
             None => None,

@@ -20,7 +20,8 @@ use hearth_models::step::Step;
 use safetensors::Dtype;
 
 use rig::{
-    FAMILIES, FP8, HALF, OPTIONS, Rig, Sequence, bits, checkpoint, compare, relative, schedule, sequences,
+    FAMILIES, FP8, Family, HALF, OPTIONS, Rig, Sequence, bits, checkpoint, compare, relative, schedule,
+    sequences,
 };
 
 const MEMORY: usize = 1 << 30;
@@ -110,31 +111,37 @@ fn a_row_has_the_same_bits_beside_others_as_alone() {
 
 #[test]
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
-#[allow(clippy::print_stdout)] // the errors are worth knowing
 fn packed_weights_give_the_logits_of_weights_that_were_widened_beforehand() {
-    let cases = Format::ALL.map(|format| (FAMILIES[0], format));
+    Format::ALL.into_iter().for_each(|format| gives_the_logits_of_widened(FAMILIES[0], format));
     // Gates bent by GELU, and biases.
-    for (family, format) in
-        cases.into_iter().chain([(FAMILIES[5], Format::Int8), (FAMILIES[7], Format::Int4)])
-    {
-        let (dir, checkpoint) = checkpoint(family);
-        let (_other, widened) = rig::widened(&checkpoint, dir.path(), format);
-        // Few rows multiply with exact numbers times their scale, the widened weight has them rounded.
-        let mut packed = on_emulated(&checkpoint, Options { quantize: Some(format), ..OPTIONS });
-        let mut wide = device(&widened, false, true);
-        let apart = compare(&mut packed, &mut wide);
-        println!("{:<20} {} {apart}", family.0, format.name());
-        assert!(apart.is_near(), "{family:?} {format:?}: {apart}");
-        // Where all rows take the tensor cores, it is the same product.
-        let mut packed =
-            on_emulated(&checkpoint, Options { quantize: Some(format), strict: true, ..OPTIONS });
-        let mut wide = device(&widened, true, true);
-        let (mut here, mut there) = (sequences(), sequences());
-        for turns in schedule() {
-            let (got, wanted) = (packed.step(&mut here, &turns), wide.step(&mut there, &turns));
-            for (got, wanted) in got.iter().zip(&wanted) {
-                assert!(bits(got) == bits(wanted), "{family:?} {format:?} {turns:?}");
-            }
+    gives_the_logits_of_widened(FAMILIES[5], Format::Int8);
+    gives_the_logits_of_widened(FAMILIES[7], Format::Int4);
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn packed_experts_give_the_logits_of_experts_that_were_widened_beforehand() {
+    Format::ALL.into_iter().for_each(|format| gives_the_logits_of_widened(FAMILIES[8], format));
+}
+
+#[allow(clippy::print_stdout)] // the errors are worth knowing
+fn gives_the_logits_of_widened(family: Family, format: Format) {
+    let (dir, checkpoint) = checkpoint(family);
+    let (_other, widened) = rig::widened(&checkpoint, dir.path(), format);
+    // Few rows multiply with exact numbers times their scale, the widened weight has them rounded.
+    let mut packed = on_emulated(&checkpoint, Options { quantize: Some(format), ..OPTIONS });
+    let mut wide = device(&widened, false, true);
+    let apart = compare(&mut packed, &mut wide);
+    println!("{:<20} {} {apart}", family.0, format.name());
+    assert!(apart.is_near(), "{family:?} {format:?}: {apart}");
+    // Where all rows take the tensor cores, it is the same product.
+    let mut packed = on_emulated(&checkpoint, Options { quantize: Some(format), strict: true, ..OPTIONS });
+    let mut wide = device(&widened, true, true);
+    let (mut here, mut there) = (sequences(), sequences());
+    for turns in schedule() {
+        let (got, wanted) = (packed.step(&mut here, &turns), wide.step(&mut there, &turns));
+        for (got, wanted) in got.iter().zip(&wanted) {
+            assert!(bits(got) == bits(wanted), "{family:?} {format:?} {turns:?}");
         }
     }
 }
@@ -142,14 +149,35 @@ fn packed_weights_give_the_logits_of_weights_that_were_widened_beforehand() {
 #[test]
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
 fn a_row_with_packed_weights_has_the_same_bits_beside_others_as_alone() {
-    let (_dir, checkpoint) = checkpoint(FAMILIES[0]);
-    for format in Format::ALL {
+    let mixture = [(FAMILIES[8], Format::E4m3), (FAMILIES[8], Format::Int4)];
+    for (family, format) in Format::ALL.map(|format| (FAMILIES[0], format)).into_iter().chain(mixture) {
+        let (_dir, checkpoint) = checkpoint(family);
         let options = Options { quantize: Some(format), strict: true, ..OPTIONS };
         let open = || on_emulated(&checkpoint, options.clone());
         let (mut batch, mut alone) = (open(), open());
         let (mut together, mut apart) = (sequences(), sequences());
         for turns in schedule() {
             let rows = batch.step(&mut together, &turns);
+            for (turn, row) in turns.iter().zip(rows) {
+                let alone = alone.step(&mut apart, &[*turn]);
+                assert!(bits(&alone[0]) == bits(&row), "{family:?} {format:?} {turns:?}: {turn:?}");
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn packed_experts_give_a_row_the_same_bits_beside_seven_others_as_alone() {
+    let (_dir, mixture) = checkpoint(FAMILIES[8]);
+    for format in Format::ALL {
+        let open = || on_emulated(&mixture, Options { quantize: Some(format), ..OPTIONS });
+        let (mut batch, mut alone) = (open(), open());
+        let (mut together, mut apart) = (sequences(), sequences());
+        for turns in
+            [&[(0, 5), (1, 3)][..], &[(0, 1), (1, 1)], &[(1, 1), (0, 1), (2, 6)], &[(2, 1), (1, 1), (0, 1)]]
+        {
+            let rows = batch.step(&mut together, turns);
             for (turn, row) in turns.iter().zip(rows) {
                 let alone = alone.step(&mut apart, &[*turn]);
                 assert!(bits(&alone[0]) == bits(&row), "{format:?} {turns:?}: {turn:?}");
@@ -224,20 +252,18 @@ fn checkpoints_of_f16_and_f32_are_those_of_bf16_that_they_round_to() {
 
 #[test]
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
-fn experts_are_not_packed_on_a_device_and_what_packed_weights_take_is_what_was_said() {
-    let options = |quantize| Options { quantize, context: 64, blocks: 4, ..OPTIONS };
-    let (_dir, mixture) = checkpoint(FAMILIES[8]);
+fn what_weights_take_is_what_was_said_packed_or_not_random_or_not() {
     let device = Emulated::open(Order::Shuffled, MEMORY);
-    let refused = Decoder::load(&device, &mixture, &options(Some(Format::Int8)), &mut |_| ());
-    let refused = refused.err().expect("a mixture was packed").to_string();
-    assert!(refused.contains("experts") && refused.contains("int8"), "{refused}");
-
-    let (_dir, dense) = checkpoint(FAMILIES[0]);
-    for quantize in [None].into_iter().chain(Format::ALL.map(Some)) {
-        let options = options(quantize);
-        let decoder = Decoder::load(&device, &dense, &options, &mut |_| ()).unwrap();
-        let sum = Memory::on_device(&dense, &options);
-        assert_eq!(sum.weight_bytes(), decoder.weight_bytes(), "{quantize:?}");
+    for family in [FAMILIES[0], FAMILIES[8]] {
+        let (_dir, checkpoint) = checkpoint(family);
+        for quantize in [None].into_iter().chain(Format::ALL.map(Some)) {
+            let options = Options { quantize, context: 64, blocks: 4, ..OPTIONS };
+            let sum = Memory::on_device(&checkpoint, &options).weight_bytes();
+            let decoder = Decoder::load(&device, &checkpoint, &options, &mut |_| ()).unwrap();
+            assert_eq!(sum, decoder.weight_bytes(), "{family:?} {quantize:?}");
+            let random = Decoder::random(&device, checkpoint.spec(), &options).unwrap();
+            assert_eq!(sum, random.weight_bytes(), "{family:?} {quantize:?} at random");
+        }
     }
 }
 
