@@ -16,6 +16,16 @@
 // thread 1.75 instructions a number (e4m3 3, int4 1.5) and shared memory two bytes more each way; a tile of 128 rows
 // does it once for 128 multiplications, a tenth of the time of its mma, a tile of 16 rows waits for memory.
 //
+// Why not by Hopper's own products (hopper.cuh), whose copying warpgroup would widen: of a stage of 256 columns a thread has
+// 128 numbers, 224 instructions of int8 (e4m3 384, int4 192) and about 60 loads and stores, of the 1024 issue slots that the
+// stage takes: time enough. But shared memory, of whose 128 bytes a cycle a stage takes 128 already, would have packed
+// numbers written and read beside the widened ones: 160 (int4 144), so 0.8 of that rate at best; and in registers, which
+// cost it nothing, two stages under way are 64 where the warpgroup has 56. From 330 rows on it is cheaper to widen the
+// whole weight to memory first and multiply that: 3 bytes a number, 82 us of gate and up of a Mistral at 4.3 TB/s, where a
+// row takes 0.26 us less at 520 TFLOP/s than at 330: predicted 14 % of the time of 512 rows, 31 % of that of 2048, for
+// room for the largest weight in bf16 (235 MB there) and other bits from such a bucket on. Not done: no measurement says
+// yet that mma reaches the 330.
+//
 // n and k are multiples of 8 (gates: n of 16), filled with zeros to whole panels and steps; x 16-byte aligned.
 
 #include "narrow.cuh"

@@ -5,7 +5,7 @@
 //! early, or reads too early, shows as a wrong result.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -51,8 +51,8 @@ struct Queue {
     capturing: Option<Vec<Work>>,
     /// Bytes that are taken, by whatever takes any.
     allocated: usize,
-    /// Kernels that were launched, which is when a driver loads them.
-    loaded: HashSet<u32>,
+    /// How often each kernel was launched; a driver loads it the first time.
+    launched: HashMap<u32, u64>,
     /// How often memory was taken, of the device or of the host.
     allocations: u64,
 }
@@ -66,6 +66,13 @@ impl Queue {
         self.allocated += bytes;
         self.allocations += 1;
         Ok(())
+    }
+
+    /// Counts a launch.
+    fn load(&mut self, kernel: Kernel, total: usize) -> Result<(), DeviceError> {
+        let times = self.launched.entry(kernel.0).or_default();
+        *times += 1;
+        if *times == 1 { self.take(CODE, total) } else { Ok(()) }
     }
 }
 
@@ -117,9 +124,10 @@ impl Emulated {
         self.queue().allocations
     }
 
-    /// Whether a kernel was ever launched.
-    pub fn has_launched(&self, name: &str) -> bool {
-        self.kernel(name, 0).is_ok_and(|kernel| self.queue().loaded.contains(&kernel.0))
+    /// How often a kernel was enqueued so far, or captured.
+    pub fn launches(&self, name: &str) -> u64 {
+        let kernel = self.kernel(name, 0);
+        kernel.map_or(0, |kernel| self.queue().launched.get(&kernel.0).copied().unwrap_or(0))
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -250,9 +258,7 @@ impl Driver for Emulated {
         let count = unsafe { (self.library.arguments)(launch.kernel.0 as c_int, sizes.as_mut_ptr()) };
         let given: Vec<c_uint> = launch.arguments().1.iter().map(|size| (*size).into()).collect();
         assert_eq!(&sizes[..count as usize], given, "bug: not the arguments of the kernel: {launch:?}");
-        if self.queue().loaded.insert(launch.kernel.0) {
-            self.queue().take(CODE, self.memory)?;
-        }
+        self.queue().load(launch.kernel, self.memory)?;
         self.enqueue(Work::Launch(*launch));
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! What the device can do: the bandwidth of its memory, the rate of one large product of ours, and that of two products
-//! of a layer of Mistral 7B with 512, 2,048 and 8,192 rows, by the kernels of all generations and by those of Hopper.
+//! of a layer of Mistral 7B with 512, 2,048 and 8,192 rows, by the kernels of all generations and by those of Hopper. Then
+//! the same of rows grouped by expert (`grouped.rs` says what is predicted of those).
 //!
 //! Predicted for an H200 (4.8 TB/s by its data sheet, 989 TFLOP/s bf16):
 //!
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::device::Bench;
+use crate::grouped;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Ceilings {
@@ -52,9 +54,11 @@ pub fn run(bench: &Bench) -> Result<Value, Failure> {
     println!("copy {copy_gb_s:.0} GB/s, read {read_gb_s:.0} GB/s ({:.2} of the copy)", read_gb_s / copy_gb_s);
     println!("product {side} x {side} x {side}: {product_tflop_s:.1} TFLOP/s");
     let many = many_rows(bench)?;
+    let grouped = grouped::rates(bench)?;
     println!("verdict: ceilings copy {copy_gb_s:.0} GB/s, product {product_tflop_s:.0} TFLOP/s");
     let mut figures = ceilings.json();
     figures["many_rows"] = json!(many);
+    figures["grouped"] = json!(grouped);
     Ok(figures)
 }
 

@@ -24,6 +24,7 @@ mod ceilings;
 mod decode;
 mod device;
 mod experts;
+mod grouped;
 mod right;
 mod serving;
 mod shapes;

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::device::Bench;
-use crate::{experts, shapes};
+use crate::{experts, grouped, shapes};
 
 #[path = "../../tests/device/rig.rs"]
 #[allow(dead_code)] // what the tests are driven by
@@ -49,14 +49,17 @@ const TURN: usize = 16;
 
 pub fn run(bench: &Bench) -> Result<Value, Failure> {
     let products = products(bench)?;
+    let grouped = grouped::right(bench)?;
     let decoders = decoders(bench)?;
     let packed = packed(bench)?;
     let experts = experts::run(bench)?;
-    let right = [&products, &decoders, &packed, &experts].iter().all(|part| part["wrong"] == json!([]));
+    let parts = [&products, &grouped, &decoders, &packed, &experts];
+    let right = parts.iter().all(|part| part["wrong"] == json!([]));
     println!("verdict: {}", if right { "right" } else { "WRONG" });
-    Ok(
-        json!({ "right": right, "products": products, "decoders": decoders, "packed": packed, "experts": experts }),
-    )
+    Ok(json!({
+        "right": right, "products": products, "grouped": grouped, "decoders": decoders, "packed": packed,
+        "experts": experts,
+    }))
 }
 
 /// The shapes of the products of all models, and those with ragged edges.
@@ -130,7 +133,7 @@ impl Check {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum End {
+pub enum End {
     Set,
     Add,
     Silu,
@@ -140,7 +143,7 @@ enum End {
 impl End {
     const ALL: [End; 4] = [End::Set, End::Add, End::Silu, End::Gelu];
 
-    fn activation(self) -> Option<Activation> {
+    pub fn activation(self) -> Option<Activation> {
         match self {
             End::Set | End::Add => None,
             End::Silu => Some(Activation::Silu),
@@ -371,7 +374,7 @@ fn bias_of(j: usize) -> f32 {
     number(j as u32, 5, 0.5).to_f32()
 }
 
-fn bend(activation: Activation, x: f64) -> f64 {
+pub fn bend(activation: Activation, x: f64) -> f64 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::GeluTanh => {

@@ -10,6 +10,7 @@ mod rig;
 mod sharding;
 
 use golden::{Golden, argmax};
+use hearth_kernels::cuda::driver::Device;
 use hearth_kernels::cuda::emulated::{Emulated, Order};
 use hearth_kernels::cuda::weightonly::Format;
 use hearth_kernels::paged::Span;
@@ -25,6 +26,10 @@ use rig::{
 };
 
 const MEMORY: usize = 1 << 30;
+
+fn sequence(length: usize, first: usize) -> Sequence {
+    Sequence::new((0..length).map(|i| ((first + i * 7) % 300) as u32).collect())
+}
 
 fn device(checkpoint: &Checkpoint, strict: bool, graphs: bool) -> Rig {
     on_emulated(checkpoint, Options { strict, graphs, ..OPTIONS })
@@ -51,7 +56,7 @@ fn a_device_gives_the_logits_of_the_processor_for_every_family() {
 fn a_long_prompt_takes_the_products_of_hopper_unless_bits_are_those_of_few_rows() {
     const LONG: usize = 70;
     let (_dir, checkpoint) = checkpoint(FAMILIES[0]);
-    let prompt = || [Sequence::new((0..LONG).map(|i| ((3 + i * 7) % 300) as u32).collect())];
+    let prompt = || [sequence(LONG, 3)];
     let mut processor = Rig::cpu(&checkpoint);
     let mut there = prompt();
     processor.step(&mut there, &[(0, 64)]);
@@ -67,6 +72,55 @@ fn a_long_prompt_takes_the_products_of_hopper_unless_bits_are_those_of_few_rows(
         let apart = relative(row, &wanted[0]);
         assert!(apart < HALF, "{name}: {apart:.1e}");
     }
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+#[allow(clippy::print_stdout)] // the errors are worth knowing
+fn a_long_prompt_of_a_mixture_takes_the_products_of_hopper_and_its_bits_do_not_depend_on_the_rest_of_the_step()
+ {
+    const LONG: usize = 140;
+    // Half of the experts a row, so that they have more than 64 rows of a step of 140, and outputs enough that every
+    // product of many rows is of one class whatever the bucket.
+    let values = [("num_experts_per_tok", 4), ("hidden_size", 192), ("num_hidden_layers", 1)];
+    let values = values.map(|(key, value)| (key, value.into()));
+    let (_dir, checkpoint) = rig::altered((FAMILIES[8].0, 2, 1, 128), &values);
+    let mut processor = Rig::cpu(&checkpoint);
+    let mut prompt = sequence(LONG, 3);
+    let chunks = [64, 64, LONG - 128];
+    let wanted: Vec<_> = chunks.into_iter().flat_map(|rows| processor.score(&mut prompt, rows)).collect();
+
+    let emulated = Emulated::new(Order::Shuffled, MEMORY);
+    let device: Device = emulated.clone();
+    let options = Options { rows: 2 * LONG, logits: LONG, graphs: false, ..OPTIONS };
+    let mut rig = Rig::on(&device, &checkpoint, options);
+    let Rig::Device(decoder) = &rig else { panic!("no device") };
+    assert_eq!((decoder.is_on_hopper(), decoder.set_aside()), (true, None));
+    let launches = || {
+        let of = |ending| {
+            let name = |columns| format!("expert_product_hopper_{columns}_{ending}");
+            emulated.launches(&name(128)) + emulated.launches(&name(256))
+        };
+        ["silu", "set"].map(of)
+    };
+    // Those of the check at the start.
+    let before = launches();
+    let mut both = [sequence(LONG, 3), sequence(LONG, 31)];
+    let got = rig.score(&mut both[0], LONG);
+    assert_eq!(launches(), before.map(|launches| launches + 1));
+    let mut apart = rig::Apart::default();
+    got.iter().zip(&wanted).for_each(|(got, wanted)| apart.add(got, wanted, true));
+    println!("{apart}");
+    assert!(apart.is_near(), "{apart}");
+
+    // In the same bucket behind other rows, and in a larger one before them.
+    for (turns, at) in [([(1, 90), (0, LONG)], 1), ([(0, LONG), (1, LONG)], 0)] {
+        both.iter_mut().for_each(Sequence::begin_anew);
+        let again = &rig.step(&mut both, &turns)[at];
+        let alone = &got[LONG - 1];
+        assert!(bits(again) == bits(alone), "{turns:?}: {:.1e} off", relative(again, alone));
+    }
+    assert_eq!(launches(), before.map(|launches| launches + 3));
 }
 
 #[test]

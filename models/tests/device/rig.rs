@@ -209,6 +209,19 @@ pub struct Apart {
 }
 
 impl Apart {
+    /// Looks at one more row.
+    pub fn add(&mut self, got: &[f32], wanted: &[f32], is_mixture: bool) {
+        let is_finite = got.iter().all(|logit| logit.is_finite());
+        let apart = if is_finite { relative(got, wanted) } else { f32::NAN };
+        let apart = if apart.is_nan() { f32::INFINITY } else { apart };
+        self.rows += 1;
+        if is_mixture && (HALF..5.0 * HALF).contains(&apart) {
+            self.strays += 1;
+        } else {
+            self.worst = self.worst.max(apart);
+        }
+    }
+
     pub fn is_near(&self) -> bool {
         self.worst < HALF && 3 * self.strays <= self.rows
     }
@@ -229,15 +242,7 @@ pub fn compare(device: &mut Rig, reference: &mut Rig) -> Apart {
     for turns in schedule() {
         let wanted = reference.step(&mut here, &turns);
         for (got, wanted) in device.step(&mut there, &turns).iter().zip(&wanted) {
-            let is_finite = got.iter().all(|logit| logit.is_finite());
-            let apart = if is_finite { relative(got, wanted) } else { f32::NAN };
-            let apart = if apart.is_nan() { f32::INFINITY } else { apart };
-            all.rows += 1;
-            if device.spec().experts.is_some() && (HALF..5.0 * HALF).contains(&apart) {
-                all.strays += 1;
-            } else {
-                all.worst = all.worst.max(apart);
-            }
+            all.add(got, wanted, device.spec().experts.is_some());
         }
     }
     all
