@@ -1,8 +1,9 @@
-// The product of any number of rows with a weight of 8 or 4 bits on the tensor cores:
+// The product of any number of rows with a weight of 8, 6 or 4 bits on the tensor cores:
 //   y[row][n] = sum over k of x[row][k] * w[n][k]
 //
 // w is what weightonly.cu multiplies with, packed the same way, each number times its scale rounded to bf16 (narrow.cuh).
-// That is at most half a unit in the last of eight bits a number: a fifth of what int8 itself is off, a fiftieth of int4.
+// That is at most half a unit in the last of eight bits a number: a fifth of what int8 and q8_0 themselves are off, a
+// tenth of q6_k, a fiftieth of int4 and q4_k.
 // From there on it is product.cu: the same tiles, parts and epilogues, and the same bits as the product of bf16 with the
 // widened weight, alone, beside others and in every bucket.
 //
@@ -10,11 +11,12 @@
 // a part, where the tiles alone would not fill the device. A warp a part, as in product.cu, would have four warps
 // widen what one multiplies.
 //
-// Bytes moved: n k (int4: half) + scales + 2 m k from the second-level cache for every n-tile + the output. Ceiling: up to
-// about 100 rows (int4: 50) the read of w, above it the rate of mma. In flight: three stages of a tile's packed numbers:
-// 12 KiB a block of 16 x 64 with four blocks a multiprocessor, 24 KiB of 64 x 128 with two. What limits: widening costs a
-// thread 1.75 instructions a number (e4m3 3, int4 1.5) and shared memory two bytes more each way; a tile of 128 rows
-// does it once for 128 multiplications, a tenth of the time of its mma, a tile of 16 rows waits for memory.
+// Bytes moved: n k (q6_k three quarters, int4 and q4_k half) + scales + 2 m k from the second-level cache for every n-tile
+// + the output. Ceiling: up to about 100 rows (int4: 50) the read of w, above it the rate of mma. In flight: three stages of
+// a tile's packed numbers: 12 KiB a block of 16 x 64 with four blocks a multiprocessor, 24 KiB of 64 x 128 with two. What
+// limits: widening costs a thread 1.75 instructions a number (int4 1.5, e4m3, q8_0 and q4_k 3, q6_k 4) and shared memory two
+// bytes more each way; a tile of 128 rows does it once for 128 multiplications, a tenth to a fifth of the time of its mma, a
+// tile of 16 rows waits for memory.
 //
 // Why not by Hopper's own products (hopper.cuh), whose copying warpgroup would widen: of a stage of 256 columns a thread has
 // 128 numbers, 224 instructions of int8 (e4m3 384, int4 192) and about 60 loads and stores, of the 1024 issue slots that the
@@ -44,11 +46,9 @@
   NARROW(NAME##_gelu, THREADS, BLOCKS, product<__VA_ARGS__, GELU>)               \
   NARROW(NAME##_spread_set, THREADS, BLOCKS, product_spread<__VA_ARGS__, SET>)   \
   NARROW(NAME##_spread_add, THREADS, BLOCKS, product_spread<__VA_ARGS__, ADD>)
-#define NARROW_FORMAT(NAME, F)                  \
-  NARROW_TILE(NAME##_16, 128, 4, Narrow16<F>)   \
-  NARROW_TILE(NAME##_64, 256, 2, Narrow64<F>)   \
-  NARROW_TILE(NAME##_128, 128, 2, Narrow128<F>)
+#define NARROW_FORMAT(NAME, F)                          \
+  NARROW_TILE(NAME##_16, 128, 4, Narrow16<Packed##F>)   \
+  NARROW_TILE(NAME##_64, 256, 2, Narrow64<Packed##F>)   \
+  NARROW_TILE(NAME##_128, 128, 2, Narrow128<Packed##F>)
 
-NARROW_FORMAT(int8, PackedInt8)
-NARROW_FORMAT(e4m3, PackedFp8)
-NARROW_FORMAT(int4, PackedInt4)
+EACH_FORMAT(NARROW_FORMAT)

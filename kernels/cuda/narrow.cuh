@@ -1,8 +1,9 @@
-// A weight of 8 or 4 bits on its way to the tensor cores of a tile: packed numbers are copied to shared memory beside the
+// A weight of 8, 6 or 4 bits on its way to the tensor cores of a tile: packed numbers are copied to shared memory beside the
 // lines of x, widened there, times their scale and rounded to bf16, into the lines that a weight of bf16 would have.
 // weightonly.cu says what the formats are, src/cuda/weightonly.rs how they lie.
 #pragma once
 
+#include "formats.cuh"
 #include "pairs.cuh"
 #include "parts.cuh"
 
@@ -14,8 +15,11 @@ constexpr unsigned PANEL = 16, STEP = 128, QUAD = 512;
 //   at      where the piece of row g + 8 `half` of stage `step` begins in a step's bytes, less 16 bytes a lane
 //   scale   of a row of a panel in a stage
 //   chunk   one of a piece's two chunks, widened
+// and of numbers of six bits, whose groups want the columns in another order:
+//   UPPER, upper_at   the same of the piece of their upper bits
+//   half_chunk        half of chunk 2 `which` or + 1 of the line, that of lane t of four, widened
 struct PackedInt8 {
-  static constexpr unsigned QUADS = 4, PIECE = 16;
+  static constexpr unsigned QUADS = 4, PIECE = 16, UPPER = 0;
   using Scale = unsigned;
 
   static __device__ __forceinline__ unsigned at(const unsigned step, const unsigned half) {
@@ -33,17 +37,19 @@ struct PackedInt8 {
   }
 };
 
+// A pair times its scale, rounded once.
+__device__ __forceinline__ unsigned scaled(const unsigned pair, const float scale) {
+  return pack_bf16(__fmul_rn(first_of(pair), scale), __fmul_rn(second_of(pair), scale));
+}
+
 struct PackedFp8 {
-  static constexpr unsigned QUADS = 4, PIECE = 16;
+  static constexpr unsigned QUADS = 4, PIECE = 16, UPPER = 0;
   using Scale = float;
 
   static __device__ __forceinline__ unsigned at(const unsigned step, const unsigned half) { return PackedInt8::at(step, half); }
   static __device__ __forceinline__ Scale scale(
       const void* const from, const size_t, const unsigned panel, const unsigned row, const unsigned) {
     return __ldg(static_cast<const float*>(from) + panel * PANEL + row);
-  }
-  static __device__ __forceinline__ unsigned scaled(const unsigned pair, const Scale scale) {
-    return pack_bf16(__fmul_rn(first_of(pair), scale), __fmul_rn(second_of(pair), scale));
   }
   static __device__ __forceinline__ uint4 chunk(const unsigned char* const piece, const unsigned which, const Scale scale) {
     const uint2 words = reinterpret_cast<const uint2*>(piece)[which];
@@ -53,7 +59,7 @@ struct PackedFp8 {
 };
 
 struct PackedInt4 {
-  static constexpr unsigned QUADS = 2, PIECE = 8;
+  static constexpr unsigned QUADS = 2, PIECE = 8, UPPER = 0;
   // Of both chunks: each lies in a group of its own.
   using Scale = unsigned;
 
@@ -72,13 +78,81 @@ struct PackedInt4 {
   }
 };
 
+// candle's blocks. A number times its scale is exact in f32, and so are both terms of Q4K.
+struct PackedQ8_0 {
+  static constexpr unsigned QUADS = 4, PIECE = 16, UPPER = 0;
+  // Of both chunks: each lies in a group of its own.
+  using Scale = unsigned;
+
+  static __device__ __forceinline__ unsigned at(const unsigned step, const unsigned half) { return PackedInt8::at(step, half); }
+  static __device__ __forceinline__ Scale scale(
+      const void* const from, const size_t panel_step, const unsigned panel, const unsigned row, const unsigned step) {
+    return PackedInt4::scale(from, panel_step, panel, row, step);
+  }
+  static __device__ __forceinline__ uint4 chunk(const unsigned char* const piece, const unsigned which, const Scale scale) {
+    const uint2 words = reinterpret_cast<const uint2*>(piece)[which];
+    const float own = widen_f16(which == 0 ? scale & 0xffffu : scale >> 16);
+    return {scaled(widen_int8(words.x), own), scaled(widen_int8(words.x >> 8), own),
+            scaled(widen_int8(words.y), own), scaled(widen_int8(words.y >> 8), own)};
+  }
+};
+
+struct PackedQ6K {
+  static constexpr unsigned QUADS = 3, PIECE = 8, UPPER = 4;
+  // Of four groups, and what they count in.
+  struct Scale { unsigned groups, unit; };
+
+  static __device__ __forceinline__ unsigned at(const unsigned step, const unsigned half) { return PackedInt4::at(step, half); }
+  static __device__ __forceinline__ unsigned upper_at(const unsigned step, const unsigned half) {
+    return 2 * QUAD + (half * 2 + step % 2) * UPPER;
+  }
+  static __device__ __forceinline__ Scale scale(
+      const void* const from, const size_t panel_step, const unsigned, const unsigned row, const unsigned step) {
+    const unsigned char* const all = static_cast<const unsigned char*>(from) + panel_step * PANEL * 10;
+    return {__ldg(reinterpret_cast<const unsigned*>(all) + row * 2 + step % 2),
+            __ldg(reinterpret_cast<const unsigned short*>(all + PANEL * 8) + row)};
+  }
+  static __device__ __forceinline__ uint2 half_chunk(
+      const unsigned char* const piece, const unsigned char* const upper_piece, const unsigned which, const Scale scale) {
+    const unsigned lower = reinterpret_cast<const unsigned*>(piece)[which / 2] >> which % 2 * 8;
+    const unsigned upper = *reinterpret_cast<const unsigned*>(upper_piece) >> which * 4;
+    const float own = times_byte(widen_f16(scale.unit), scale.groups, which, 128.0f);
+    return {scaled(widen_six(lower, upper), own), scaled(widen_six(lower >> 4, upper >> 2), own)};
+  }
+};
+
+struct PackedQ4K {
+  static constexpr unsigned QUADS = 2, PIECE = 8, UPPER = 0;
+  // Scale and minimum of two groups, and what they count in.
+  struct Scale { unsigned groups, units; };
+
+  static __device__ __forceinline__ unsigned at(const unsigned step, const unsigned half) { return PackedInt4::at(step, half); }
+  static __device__ __forceinline__ Scale scale(
+      const void* const from, const size_t panel_step, const unsigned, const unsigned row, const unsigned step) {
+    const unsigned char* const all = static_cast<const unsigned char*>(from) + panel_step * PANEL * 12;
+    return {__ldg(reinterpret_cast<const unsigned*>(all) + row * 2 + step % 2),
+            __ldg(reinterpret_cast<const unsigned*>(all + PANEL * 8) + row)};
+  }
+  static __device__ __forceinline__ unsigned number(const unsigned word, const float scale, const float minimum) {
+    const unsigned pair = widen_four(word);
+    return pack_bf16(fmaf(first_of(pair), scale, -minimum), fmaf(second_of(pair), scale, -minimum));
+  }
+  static __device__ __forceinline__ uint4 chunk(const unsigned char* const piece, const unsigned which, const Scale scale) {
+    const unsigned word = reinterpret_cast<const unsigned*>(piece)[which];
+    const float own = times_byte(widen_f16(scale.units & 0xffffu), scale.groups, which * 2);
+    const float minimum = times_byte(widen_f16(scale.units >> 16), scale.groups, which * 2 + 1);
+    return {number(word, own, minimum), number(word >> 4, own, minimum), number(word >> 8, own, minimum),
+            number(word >> 12, own, minimum)};
+  }
+};
+
 // A tile whose weight is packed. A stage holds lines of x and packed numbers; behind the stages are the lines of two
 // stages of w, widened.
 template <typename F, unsigned ROWS_, unsigned COLUMNS_, unsigned WARP_ROWS_, unsigned WARP_COLUMNS_, unsigned STAGES_>
 struct NarrowTile : Tile<ROWS_, COLUMNS_, WARP_ROWS_, WARP_COLUMNS_, STAGES_> {
   using Format = F;
   static constexpr unsigned LINES = ROWS_ * STEP_CHUNKS, WIDE = COLUMNS_ * STEP_CHUNKS;  // in chunks
-  static constexpr unsigned STAGE = LINES + COLUMNS_ * 4 * F::PIECE / 16;
+  static constexpr unsigned STAGE = LINES + COLUMNS_ * 4 * (F::PIECE + F::UPPER) / 16;
   static constexpr unsigned BYTES = (STAGES_ * STAGE + 2 * WIDE) * 16;
 };
 
@@ -118,6 +192,11 @@ struct Feed<NarrowTile<F, SIZES...>> {
       unsigned char* const at = reinterpret_cast<unsigned char*>(stages + step % T::STAGES * T::STAGE + T::LINES);
       return at + piece.index * F::PIECE;
     };
+    // Behind all pieces of a stage.
+    const auto packed_upper = [&](const unsigned step, const Piece& piece) {
+      unsigned char* const at = reinterpret_cast<unsigned char*>(stages + step % T::STAGES * T::STAGE + T::LINES);
+      return at + T::COLUMNS * 4 * F::PIECE + piece.index * F::UPPER;
+    };
     const auto begin_copies = [&](const unsigned step) {
       if (step < end) {
         copy_lines<T::ROWS, T::THREADS>(
@@ -126,10 +205,12 @@ struct Feed<NarrowTile<F, SIZES...>> {
         for (unsigned i = 0; i < PIECES; ++i) {
           const Piece piece(op, thread, i);
           const size_t panel_step = (size_t)(op.first_panel + piece.panel) * steps + step / 2;
-          const unsigned char* const numbers = reinterpret_cast<const unsigned char*>(op.w);
-          copy_async<F::PIECE>(
-              packed(step, piece), numbers + panel_step * F::QUADS * QUAD + F::at(step, piece.half) + piece.lane * 16,
-              piece.panel < panels);
+          const unsigned char* const numbers =
+              reinterpret_cast<const unsigned char*>(op.w) + panel_step * F::QUADS * QUAD + piece.lane * 16;
+          copy_async<F::PIECE>(packed(step, piece), numbers + F::at(step, piece.half), piece.panel < panels);
+          if constexpr (F::UPPER > 0) {
+            copy_async<F::UPPER>(packed_upper(step, piece), numbers + F::upper_at(step, piece.half), piece.panel < panels);
+          }
         }
       }
       copy_commit();
@@ -152,12 +233,24 @@ struct Feed<NarrowTile<F, SIZES...>> {
       for (unsigned i = 0; i < PIECES; ++i) {
         const Piece piece(op, thread, i);
         const unsigned row = piece.index / (2 * LANES) * PANEL + piece.row();
+        const unsigned t = piece.lane % 4;
+        if constexpr (F::UPPER > 0) {
 #pragma unroll
-        for (unsigned c = 0; c < 2; ++c) {
-          // Odd rows the other chunk first: eight lanes then store to all banks.
-          const unsigned which = (c ^ row) % 2;
-          const unsigned chunk = piece.lane % 4 + which * 4;
-          lines[row * STEP_CHUNKS + (chunk ^ row % 8)] = F::chunk(packed(step, piece), which, scales[i]);
+          for (unsigned c = 0; c < 4; ++c) {
+            // Odd rows the other two pairs of chunks first: four rows then store to all banks.
+            const unsigned which = c ^ row % 2 * 2;
+            uint4* const line = lines + row * STEP_CHUNKS + ((which * 2 + t / 2) ^ row % 8);
+            reinterpret_cast<uint2*>(line)[t % 2] =
+                F::half_chunk(packed(step, piece), packed_upper(step, piece), which, scales[i]);
+          }
+        } else {
+#pragma unroll
+          for (unsigned c = 0; c < 2; ++c) {
+            // Odd rows the other chunk first: eight lanes then store to all banks.
+            const unsigned which = (c ^ row) % 2;
+            const unsigned chunk = t + which * 4;
+            lines[row * STEP_CHUNKS + (chunk ^ row % 8)] = F::chunk(packed(step, piece), which, scales[i]);
+          }
         }
       }
       load_scales(step + 1);

@@ -38,6 +38,26 @@ __device__ __forceinline__ float power_of_two(const float x) {
 __device__ __forceinline__ float first_of(const unsigned word) { return __uint_as_float(word << 16); }
 __device__ __forceinline__ float second_of(const unsigned word) { return __uint_as_float(word & 0xffff0000u); }
 
+// The value of an f16, finite: its bits with the exponent of an f32, or small ones of few bits, times a power of two.
+__device__ __forceinline__ float widen_f16(const unsigned bits) {
+#ifdef __CUDACC__
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((unsigned short)bits));
+  return value;
+#else
+  const float magnitude = __uint_as_float((bits & 0x7fffu) << 13) * 0x1p112f;
+  return (bits & 0x8000u) != 0 ? -magnitude : magnitude;
+#endif
+}
+
+// A number of at most 11 bits times byte `i` of a word less `less`, which is 0 or 128; exactly. The byte stands in an f32 of
+// 2^15 and as many more, whose part that is not wanted is the same for all bytes and is taken off in the same instruction.
+__device__ __forceinline__ float times_byte(
+    const float number, const unsigned word, const unsigned i, const float less = 0.0f) {
+  const float raised = __uint_as_float(__byte_perm(word, 0x47000000u, 0x7404u | i << 4));
+  return fmaf(raised, number, -(0x1p15f + less) * number);
+}
+
 // The eight numbers of 16 bytes.
 __device__ __forceinline__ void widen(const uint4 packed, float (&out)[CHUNK]) {
   const unsigned words[4] = {packed.x, packed.y, packed.z, packed.w};

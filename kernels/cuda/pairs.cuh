@@ -52,6 +52,17 @@ __device__ __forceinline__ unsigned widen_int4(const unsigned word) {
   return minus((word & 0x000f000fu) | 0x43004300u, 0x43084308u);
 }
 
+// The same, as they are: 0 to 15.
+__device__ __forceinline__ unsigned widen_four(const unsigned word) {
+  return minus((word & 0x000f000fu) | 0x43004300u, 0x43004300u);
+}
+
+// Two numbers of six bits, the lower four in the lowest bits of the halves of a word and the upper two in those of another,
+// less 32.
+__device__ __forceinline__ unsigned widen_six(const unsigned lower, const unsigned upper) {
+  return minus((lower & 0x000f000fu) | 0x43004300u | (upper << 4 & 0x00300030u), 0x43204320u);
+}
+
 // The products of two pairs of bf16, rounded once.
 __device__ __forceinline__ unsigned times(const unsigned pair, const unsigned other) {
 #ifdef __CUDACC__

@@ -17,16 +17,17 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
   return (unsigned)__cvta_generic_to_shared(pointer);
 }
 
-// Begins to copy 16 bytes to shared memory, past the first-level cache, or 8 through it; zeros where `valid` is false, and
-// `from` is not read.
+// Begins to copy 16 bytes to shared memory, past the first-level cache, or 8 or 4 through it; zeros where `valid` is false,
+// and `from` is not read.
 template <unsigned BYTES = 16>
 __device__ __forceinline__ void copy_async(void* to, const void* from, const bool valid) {
-  static_assert(BYTES == 16 || BYTES == 8, "what the instruction copies");
+  static_assert(BYTES == 16 || BYTES == 8 || BYTES == 4, "what the instruction copies");
   const unsigned bytes = valid ? BYTES : 0;
   if constexpr (BYTES == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(BYTES),
+                 "r"(bytes));
   }
 }
 

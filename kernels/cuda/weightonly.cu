@@ -1,4 +1,4 @@
-// The product of 1 to 8 rows of bf16 with a weight of 8 or 4 bits: y[row][n] = sum over k of x[row][k] * w[n][k].
+// The product of 1 to 8 rows of bf16 with a weight of 8, 6 or 4 bits: y[row][n] = sum over k of x[row][k] * w[n][k].
 //
 // Numbers of w are widened to bf16 in registers, exactly, and multiplied on the tensor cores: 16 rows of w are the
 // rows of an mma and the rows of x its 8 columns, so that one row costs what eight cost. Formats:
@@ -7,23 +7,33 @@
 //   e4m3   an f32 scale a row: 8 bits, as checkpoints in fp8 have it. Its relative precision is the same for small
 //          numbers and large ones, so groups would gain nothing; it is a sixteenth: int8 is the better 8 bits.
 //   int4   numbers of -8 to 7, a bf16 scale for each 32 columns: 4.5 bits, the quality of Q4_0
+// and candle's blocks, number for number:
+//   q8_0   an f16 scale for each 32 columns: 8.5 bits
+//   q6_k   -32 to 31, for each 16 columns a scale of 8 bits, which counts in an f16 of a block of 256: 6.6 bits
+//   q4_k   0 to 15, for each 32 columns a scale and a minimum of 6 bits, a byte each, which count in two f16 of a block
+//          of 256: 4.75 bits
 // What follows a sum is in epilogue.cuh, the inner loop in weightonly.cuh.
 //
-// Packing (src/cuda/weightonly.rs): 16 rows by 128 columns are 2 KiB (int4: 1) in the order in which the lanes of a
-// warp take them, 16 bytes a lane at a time. A warp reads whole lines of memory in order, and what a lane reads is
-// what it multiplies: no shared memory, no shuffle.
+// Packing (src/cuda/weightonly.rs): 16 rows by 128 columns are 2 KiB (q6_k 1.5, int4 and q4_k 1) in the order in which
+// the lanes of a warp take them, 16 bytes a lane at a time. A warp reads whole lines of memory in order, and what a lane
+// reads is what it multiplies: no shared memory, no shuffle.
 //
 // The order of a sum depends on the format and k alone: columns in steps of 128; warp p of 8 takes steps p, p + 8, …,
-// ascending; in a step a chain of mma for each group with a scale, from zero, added times the scale (e4m3: one chain
-// over all steps, times the scale in the end); then the warps, ascending. Rows are counted on the device and change no
-// bit.
+// ascending; in a step a chain of mma for each group with a scale, from zero, added times the scale (q4_k: behind it the
+// sum of x over the group, a chain of mma with ones, times what each number of the group is off; e4m3: one chain over
+// all steps, times the scale in the end); then the warps, ascending. Rows are counted on the device and change no bit.
 //
-// Bytes moved: n k (int4: half) + scales + 2 m k + the output. Ceiling: the device's read bandwidth. In flight: 8 KiB
-// a warp (int4: 4), 64 (32) KiB a block of 32 rows of w, two blocks a multiprocessor, where 4 TB/s at 800 ns want 25
-// KiB. Arithmetic a number: 1.25 whole-number instructions (e4m3 1.75, int4 1) and half a bf16 one. At 4 TB/s a
-// multiprocessor gets 17 (int4: 35) numbers a clock and does 64 such instructions: the read is what limits.
+// Bytes moved: n k (q6_k three quarters, int4 and q4_k half) + scales + 2 m k + the output. Ceiling: the device's read
+// bandwidth. In flight: 8 KiB a warp (q6_k 6, int4 and q4_k 4), 64 (48, 32) KiB a block of 32 rows of w, two blocks a
+// multiprocessor, where 4 TB/s at 800 ns want 25 KiB. Arithmetic: a thread has 3.4 instructions a number (q8_0 3.7, int4
+// 2.8, q4_k 4.0, q6_k 4.8; by the size of the code for sm_90a). At 4 TB/s a multiprocessor gets 17 numbers a clock (q8_0
+// 16, q6_k 21, q4_k 29, int4 31) and issues 128 instructions: int8, e4m3 and q8_0 take half of them and wait for the read,
+// int4 two thirds; q6_k takes 100 and q4_k 116, which is about where issuing limits.
 //
-// n and k are multiples of 8 (gates: n of 16), filled with zeros to whole tiles and steps; x 16-byte aligned.
+// Expected on an H200, of its bandwidth, not measured: int8, e4m3 and q8_0 80 %, int4 and q6_k 75 %, q4_k 65 %.
+//
+// n and k are multiples of 8 (gates: n of 16), filled with zeros to whole tiles and steps; k of candle's blocks is whole
+// blocks. x is 16-byte aligned.
 
 #include "weightonly.cuh"
 
@@ -75,6 +85,4 @@ static_assert(PANELS * PANEL * MOST_ROWS == SHARERS * LANES, "a thread a sum");
   WEIGHTONLY(NAME##_silu, SILU, F)  \
   WEIGHTONLY(NAME##_gelu, GELU, F)
 
-WEIGHTONLY_FORMAT(int8, Int8)
-WEIGHTONLY_FORMAT(e4m3, Fp8)
-WEIGHTONLY_FORMAT(int4, Int4)
+EACH_FORMAT(WEIGHTONLY_FORMAT)

@@ -1,8 +1,9 @@
-// The inner loop of a product of few rows with a weight of 8 or 4 bits: formats, and what the warps of a block sum of some
+// The inner loop of a product of few rows with a weight of 8, 6 or 4 bits: formats, and what the warps of a block sum of some
 // panels. weightonly.cu says how a weight is packed, in which order sums are taken and what it costs.
 #pragma once
 
 #include "epilogue.cuh"
+#include "formats.cuh"
 #include "pairs.cuh"
 #include "tensor.cuh"
 
@@ -20,8 +21,10 @@ __device__ __forceinline__ float widened(const unsigned bits) { return __uint_as
 // A format: QUADS of 16 bytes that a lane has of a step, MMAS to a scale (0: none here), and
 //   fragment   rows g and g + 8 of mma `i` of a step (tensor.cuh: a)
 //   scale      of row g (+ 8 half) for mma `i`, from what `scales` has loaded
+//   OFFSETS    whether a group also has `offset`, a number that is added to each of it
 struct Int8 {
   static constexpr unsigned QUADS = 4, MMAS = 8;
+  static constexpr bool OFFSETS = false;
   struct Scales { unsigned rows[2]; };
 
   static __device__ __forceinline__ void fragment(unsigned (&a)[4], const uint4 (&quads)[QUADS], const unsigned i) {
@@ -43,6 +46,7 @@ struct Int8 {
 
 struct Fp8 {
   static constexpr unsigned QUADS = 4, MMAS = 0;
+  static constexpr bool OFFSETS = false;
   struct Scales {};
 
   static __device__ __forceinline__ void fragment(unsigned (&a)[4], const uint4 (&quads)[QUADS], const unsigned i) {
@@ -58,6 +62,7 @@ struct Fp8 {
 
 struct Int4 {
   static constexpr unsigned QUADS = 2, MMAS = 2;
+  static constexpr bool OFFSETS = false;
   struct Scales { uint2 rows[2]; };
 
   static __device__ __forceinline__ void fragment(unsigned (&a)[4], const uint4 (&quads)[QUADS], const unsigned i) {
@@ -78,17 +83,147 @@ struct Int4 {
   }
 };
 
+// candle's blocks. The numbers lie as those of int8.
+struct Q8_0 {
+  static constexpr unsigned QUADS = 4, MMAS = 2;
+  static constexpr bool OFFSETS = false;
+  struct Scales { uint2 rows[2]; };
+
+  static __device__ __forceinline__ void fragment(unsigned (&a)[4], const uint4 (&quads)[QUADS], const unsigned i) {
+    Int8::fragment(a, quads, i);
+  }
+  static __device__ __forceinline__ Scales scales(const void* const from, const size_t step, const unsigned row) {
+    const uint2* const at = static_cast<const uint2*>(from) + step * PANEL + row;
+    return {{__ldg(at), __ldg(at + 8)}};
+  }
+  static __device__ __forceinline__ float scale(const Scales& scales, const unsigned half, const unsigned i) {
+    const unsigned word = i / 4 == 0 ? scales.rows[half].x : scales.rows[half].y;
+    return widen_f16(i / 2 % 2 == 0 ? word & 0xffffu : word >> 16);
+  }
+};
+
+// A scale for each mma, whose columns follow each other: a lane has four of 16.
+struct Q6K {
+  static constexpr unsigned QUADS = 3, MMAS = 1, BYTES = PANEL * (8 + 2);
+  static constexpr bool OFFSETS = false;
+  struct Scales {
+    uint2 rows[2];
+    unsigned short units[2];
+  };
+
+  static __device__ __forceinline__ void fragment(unsigned (&a)[4], const uint4 (&quads)[QUADS], const unsigned i) {
+#pragma unroll
+    for (unsigned half = 0; half < 2; ++half) {
+      const unsigned lower = word_of(quads[half], i / 2) >> i % 2 * 8;
+      const unsigned upper = word_of(quads[2], half * 2 + i / 4) >> i % 4 * 4;
+      a[half] = widen_six(lower, upper);
+      a[2 + half] = widen_six(lower >> 4, upper >> 2);
+    }
+  }
+  static __device__ __forceinline__ Scales scales(const void* const from, const size_t step, const unsigned row) {
+    const unsigned char* const all = static_cast<const unsigned char*>(from) + step * BYTES;
+    const uint2* const rows = reinterpret_cast<const uint2*>(all) + row;
+    const unsigned short* const units = reinterpret_cast<const unsigned short*>(all + PANEL * 8) + row;
+    return {{__ldg(rows), __ldg(rows + 8)}, {__ldg(units), __ldg(units + 8)}};
+  }
+  static __device__ __forceinline__ float scale(const Scales& scales, const unsigned half, const unsigned i) {
+    const unsigned word = i / 4 == 0 ? scales.rows[half].x : scales.rows[half].y;
+    return times_byte(widen_f16(scales.units[half]), word, i % 4, 128.0f);
+  }
+};
+
+// The numbers lie as those of int4 and are made as they are there, less 8: `offset` has the eight scales, which for
+// numbers around zero leaves little of the minimum.
+struct Q4K {
+  static constexpr unsigned QUADS = 2, MMAS = 2, BYTES = PANEL * (8 + 4);
+  static constexpr bool OFFSETS = true;
+  struct Scales {
+    uint2 rows[2];
+    unsigned units[2];
+  };
+
+  static __device__ __forceinline__ void fragment(unsigned (&a)[4], const uint4 (&quads)[QUADS], const unsigned i) {
+    Int4::fragment(a, quads, i);
+  }
+  static __device__ __forceinline__ Scales scales(const void* const from, const size_t step, const unsigned row) {
+    const unsigned char* const all = static_cast<const unsigned char*>(from) + step * BYTES;
+    const uint2* const rows = reinterpret_cast<const uint2*>(all) + row;
+    const unsigned* const units = reinterpret_cast<const unsigned*>(all + PANEL * 8) + row;
+    return {{__ldg(rows), __ldg(rows + 8)}, {__ldg(units), __ldg(units + 8)}};
+  }
+  static __device__ __forceinline__ unsigned word(const Scales& scales, const unsigned half, const unsigned i) {
+    return i / 4 == 0 ? scales.rows[half].x : scales.rows[half].y;
+  }
+  static __device__ __forceinline__ float scale(const Scales& scales, const unsigned half, const unsigned i) {
+    return times_byte(widen_f16(scales.units[half] & 0xffffu), word(scales, half, i), i / 2 % 2 * 2);
+  }
+  static __device__ __forceinline__ float offset(const Scales& scales, const unsigned half, const unsigned i) {
+    const float minimum = times_byte(widen_f16(scales.units[half] >> 16), word(scales, half, i), i / 2 % 2 * 2 + 1);
+    return fmaf(8.0f, scale(scales, half, i), -minimum);
+  }
+};
+
+// What mma 2 i and 2 i + 1 of a step multiply with, of a row of x: a chunk, whose columns take turns with those of the
+// other lanes; or, where a group is an mma, half a chunk for each.
+template <typename F>
+__device__ __forceinline__ uint4 columns(
+    const uint4* __restrict__ x, const bool has_row, const unsigned step, const unsigned i, const unsigned t,
+    const unsigned chunks) {
+  if constexpr (F::MMAS == 1) {
+    // Steps are whole: k is a multiple of 256.
+    if (!has_row) return {0, 0, 0, 0};
+    const uint2* const halves = reinterpret_cast<const uint2*>(x + step * X_CHUNKS + i * 4) + t;
+    const uint2 first = __ldg(halves), second = __ldg(halves + 4);
+    return {first.x, first.y, second.x, second.y};
+  } else {
+    const unsigned chunk = step * X_CHUNKS + i * 4 + t;
+    return has_row && chunk < chunks ? __ldg(x + chunk) : uint4{0, 0, 0, 0};
+  }
+}
+
+// The pairs of mma `i` of a step.
+__device__ __forceinline__ void pairs_of(unsigned (&b)[2], const uint4 (&x)[STEP_MMAS / 2], const unsigned i) {
+  b[0] = word_of(x[i / 2], i % 2 * 2);
+  b[1] = word_of(x[i / 2], i % 2 * 2 + 1);
+}
+
+// Sums of rows 2 t and 2 t + 1 of x over the groups of a step, for their offsets: once for all panels, as a product with
+// ones.
+template <typename F>
+struct SumsOfX {
+  float of[STEP_MMAS / (F::MMAS == 0 ? 1 : F::MMAS)][2];
+
+  __device__ __forceinline__ void take(const uint4 (&x)[STEP_MMAS / 2]) {
+    if constexpr (F::OFFSETS) {
+      const unsigned ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
+#pragma unroll
+      for (unsigned group = 0; group < STEP_MMAS / F::MMAS; ++group) {
+        float chain[4] = {};
+#pragma unroll
+        for (unsigned i = 0; i < F::MMAS; ++i) {
+          unsigned b[2];
+          pairs_of(b, x, group * F::MMAS + i);
+          multiply_add(chain, ones, b);
+        }
+        of[group][0] = chain[0];
+        of[group][1] = chain[1];
+      }
+    }
+  }
+};
+
 // Adds a step of one panel to its sums: rows g and g + 8 of w, each with rows 2 t and 2 t + 1 of x.
 template <typename F>
 __device__ __forceinline__ void add_step(
     float (&sum)[4], const uint4 (&quads)[F::QUADS], const typename F::Scales& scales,
-    const uint4 (&x)[STEP_MMAS / 2]) {
+    const uint4 (&x)[STEP_MMAS / 2], const SumsOfX<F>& of_x) {
   float chain[4] = {};
 #pragma unroll
   for (unsigned i = 0; i < STEP_MMAS; ++i) {
     unsigned a[4];
     F::fragment(a, quads, i);
-    const unsigned b[2] = {word_of(x[i / 2], i % 2 * 2), word_of(x[i / 2], i % 2 * 2 + 1)};
+    unsigned b[2];
+    pairs_of(b, x, i);
     if constexpr (F::MMAS == 0) {
       multiply_add(sum, a, b);
     } else {
@@ -97,6 +232,7 @@ __device__ __forceinline__ void add_step(
 #pragma unroll
       for (unsigned e = 0; e < 4; ++e) {
         sum[e] = fmaf(F::scale(scales, e / 2, i), chain[e], sum[e]);
+        if constexpr (F::OFFSETS) sum[e] = fmaf(F::offset(scales, e / 2, i), of_x.of[i / F::MMAS][e % 2], sum[e]);
         chain[e] = 0.0f;
       }
     }
@@ -134,12 +270,11 @@ __device__ __forceinline__ void sum_steps(
       if (step >= steps) break;
       uint4 input[STEP_MMAS / 2];
 #pragma unroll
-      for (unsigned i = 0; i < STEP_MMAS / 2; ++i) {
-        const unsigned chunk = step * X_CHUNKS + i * 4 + t;
-        input[i] = has_row && chunk < chunks ? __ldg(x + chunk) : uint4{0, 0, 0, 0};
-      }
+      for (unsigned i = 0; i < STEP_MMAS / 2; ++i) input[i] = columns<F>(x, has_row, step, i, t, chunks);
+      SumsOfX<F> of_x;
+      of_x.take(input);
 #pragma unroll
-      for (unsigned p = 0; p < PANELS; ++p) add_step<F>(sum[p], quads[ahead][p], loaded[ahead][p], input);
+      for (unsigned p = 0; p < PANELS; ++p) add_step<F>(sum[p], quads[ahead][p], loaded[ahead][p], input, of_x);
     }
   }
 }

@@ -59,7 +59,7 @@ impl Quantize {
         self.ggml().block_size()
     }
 
-    fn ggml(self) -> GgmlDType {
+    pub(crate) fn ggml(self) -> GgmlDType {
         match self {
             Quantize::Q8_0 => GgmlDType::Q8_0,
             Quantize::Q4K => GgmlDType::Q4K,

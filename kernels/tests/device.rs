@@ -125,7 +125,7 @@ fn a_row_of_a_product_has_the_same_bits_in_every_bucket() {
 fn a_packed_weight_multiplies_on_a_device() {
     let device = device();
     let products = WeightOnly::load(&device).unwrap();
-    let (n, k) = (48, 200);
+    let (n, k) = (48, 256);
     let weight: Vec<f32> = (0..n * k).map(|i| (i as f32 * 0.7).sin()).collect();
     let ones = Buffer::of(&device, &vec![bf16::ONE; 2 * k]).unwrap();
     let count = Buffer::of(&device, &[2u32]).unwrap();

@@ -83,16 +83,16 @@ impl Memory {
         let mut weights: Vec<Share> = Vec::new();
         for block in checkpoint.layout().blocks() {
             let elements = block.elements();
-            let (what, bytes) = match (block.role, options.quantize) {
+            let (what, bytes) = match (block.role, device::packed_as(block, options.quantize)) {
                 (Role::Vector, _) => ("norms and biases, f32".to_owned(), 4 * elements),
                 (Role::Embedding, _) => ("embedding, bf16".to_owned(), 2 * elements),
                 (Role::Head, _) => ("head, bf16".to_owned(), 2 * elements),
-                (Role::Linear, Some(format)) => {
+                (_, Some(format)) => {
                     let (numbers, scales) = format.panel_bytes(block.cols());
                     let bytes = block.rows().div_ceil(PANEL) * (numbers + scales);
                     (format!("layers, {}", format.title()), bytes as u64)
                 }
-                (Role::Linear | Role::Router, _) => ("layers, bf16".to_owned(), 2 * elements),
+                (Role::Linear | Role::Router, None) => ("layers, bf16".to_owned(), 2 * elements),
             };
             match weights.iter_mut().find(|share| share.what == what) {
                 Some(share) => share.bytes += bytes,
@@ -168,8 +168,7 @@ impl fmt::Display for Memory {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "not enough memory: {needed} needed, {available} available ({limit}), {short} short\n{sum}\
-     Serve fewer models, lower the number of blocks or the context, or load with --quantize q8_0 or q4_k (on a GPU int8 or \
-     int4)."
+     Serve fewer models, lower the number of blocks or the context, or load with --quantize q8_0 or q4_k."
 )]
 pub struct DoesNotFit {
     pub needed: Size,

@@ -24,8 +24,8 @@ pub struct ModelFlags {
     /// Threads that compute [default: one for each core]
     #[arg(long, value_name = "N")]
     threads: Option<String>,
-    /// Packs weights at load: on the CPU q8_0, q4_k or q6_k, on a GPU int8, fp8 or int4
-    #[arg(long, value_name = "TYPE", value_parser = ["none", "q8_0", "q4_k", "q6_k", "int8", "fp8", "int4"])]
+    /// Packs weights at load: q8_0, q6_k or q4_k, on a GPU also int8, fp8 or int4
+    #[arg(long, value_name = "TYPE", value_parser = ["none", "q8_0", "q6_k", "q4_k", "int8", "fp8", "int4"])]
     quantize: Option<String>,
     /// Tokens of prompt and answer at most [default: the checkpoint's own]
     #[arg(long, value_name = "TOKENS")]

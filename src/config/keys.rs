@@ -337,9 +337,9 @@ pub const MODEL_KEYS: &[Key] = &[
     ),
     key(
         "quantize",
-        Kind::Choice(&["none", "q8_0", "q4_k", "q6_k", "int8", "fp8", "int4"]),
+        Kind::Choice(&["none", "q8_0", "q6_k", "q4_k", "int8", "fp8", "int4"]),
         "none",
-        "how weights are packed at load: on the CPU q8_0, q4_k, q6_k; on a GPU int8, fp8, int4",
+        "how weights are packed at load; int8, fp8 and int4 on a GPU alone",
     ),
     key("aliases", Kind::List, "", "other names in requests"),
     key(

@@ -52,7 +52,7 @@ pub enum RoomError {
     Step(#[from] StepError),
     #[error(
         "not enough memory for keys and values: {} for {least} tokens, {} is left on the device\n{sum}Lower `context`, \
-         `kv` or `engine.sequences`, serve fewer models, or pack the weights (`quantize`: int8 or int4).",
+         `kv` or `engine.sequences`, serve fewer models, or pack the weights (`quantize`: q8_0 or q4_k).",
         Size(*needed), Size(*left)
     )]
     Full { needed: u64, least: u64, left: u64, sum: String },

@@ -1,4 +1,4 @@
-//! The product of any number of rows with a weight of 8 or 4 bits on the tensor cores (`cuda/narrow.cu`): that of bf16
+//! The product of any number of rows with a weight of 8, 6 or 4 bits on the tensor cores (`cuda/narrow.cu`): that of bf16
 //! with the weight widened, bit for bit.
 
 use half::bf16;
@@ -27,7 +27,7 @@ pub(super) const TILES: [Tile; 3] = [
 impl Tile {
     /// Stages of x and of packed numbers, and two of widened ones.
     pub(super) fn shared(&self, format: Format) -> u32 {
-        let packed = if format == Format::Int4 { 32 } else { 64 };
+        let packed = 64 * format.bits() as u32 / 8;
         let (rows, columns) = (self.rows as u32, self.columns as u32);
         self.stages * (rows * 128 + columns * packed) + 2 * columns * 128
     }
@@ -85,6 +85,7 @@ impl Narrow {
             n > 0 && n.is_multiple_of(CHUNK) && k > 0 && k.is_multiple_of(CHUNK),
             "bug: {n} x {k} numbers are no whole chunks"
         );
+        assert!(format.takes(k), "bug: {k} columns are no whole blocks");
         let (panels, (bytes, scale_bytes)) = (n.div_ceil(PANEL), format.panel_bytes(k));
         assert!(
             x.len() >= bucket * k

@@ -1,4 +1,4 @@
-// Numbers: format (0 int8, 1 e4m3, 2 int4; 3: bf16 by product.cu), tile (0 16 rows, 1 64, 2 128), whether its parts are
+// Numbers: format (as formats.cuh lists them, and behind them bf16 by product.cu), tile (0 16 rows, 1 64, 2 128), whether its parts are
 // spread, epilogue (0 set, 1 add, 2 silu, 3 gelu), order, whether there is a bias, rows of the bucket, n, k, parts.
 // Buffers: rows (one number), x [bucket, k] in bf16, the packed numbers and scales, bias [n] in f32, y [bucket, n] in f32
 // or [bucket, n / 2] in bf16, scratch and counters. Answers y and the counters.
@@ -15,11 +15,9 @@ using Kernel = void (*)(const uint4*, const uint4*, const void*, const float*, v
   {narrow_##TILE##_set, narrow_##TILE##_add, narrow_##TILE##_silu, narrow_##TILE##_gelu, narrow_##TILE##_spread_set, \
    narrow_##TILE##_spread_add}
 
-const Kernel kernels[3][3][6] = {
-    {ALL(int8_16), ALL(int8_64), ALL(int8_128)},
-    {ALL(e4m3_16), ALL(e4m3_64), ALL(e4m3_128)},
-    {ALL(int4_16), ALL(int4_64), ALL(int4_128)},
-};
+#define FORMAT(NAME, F) {ALL(NAME##_16), ALL(NAME##_64), ALL(NAME##_128)},
+const Kernel kernels[][3][6] = {EACH_FORMAT(FORMAT)};
+constexpr unsigned FORMATS = sizeof kernels / sizeof *kernels;
 
 struct Shape {
   unsigned rows, columns, threads, bytes;
@@ -28,9 +26,9 @@ struct Shape {
 template <template <typename> class T, typename F>
 constexpr Shape shape = {T<F>::ROWS, T<F>::COLUMNS, T<F>::THREADS, T<F>::BYTES};
 
-#define SHAPES(F) {shape<Narrow16, F>, shape<Narrow64, F>, shape<Narrow128, F>}
+#define SHAPES(NAME, F) {shape<Narrow16, Packed##F>, shape<Narrow64, Packed##F>, shape<Narrow128, Packed##F>},
 
-const Shape shapes[3][3] = {SHAPES(PackedInt8), SHAPES(PackedFp8), SHAPES(PackedInt4)};
+const Shape shapes[][3] = {EACH_FORMAT(SHAPES)};
 
 }  // namespace
 
@@ -41,7 +39,7 @@ int main() {
     const auto order = it.order();
     const bool bias = it.number();
     const unsigned bucket = it.number(), n = it.number(), k = it.number(), parts = it.number();
-    if (format == 3) {
+    if (format == FORMATS) {
       const auto kernel = (decltype(&product_64_set)[]){product_64_set, product_64_add, product_64_silu, product_64_gelu}[epilogue];
       const dim3 grid((bucket + Tile64::ROWS - 1) / Tile64::ROWS, (n + Tile64::COLUMNS - 1) / Tile64::COLUMNS, 1);
       emulation::launch(order, 23, grid, Tile64::THREADS, [&] {

@@ -1,4 +1,4 @@
-// Numbers: format (0 int8, 1 e4m3, 2 int4), epilogue (0 set, 1 add, 2 silu, 3 gelu), order, whether there is a bias, n, k.
+// Numbers: format (as formats.cuh lists them), epilogue (0 set, 1 add, 2 silu, 3 gelu), order, whether there is a bias, n, k.
 // Buffers: rows (one number), x [8, k] in bf16, the packed numbers and scales, bias [n] in f32, y [8, n] in f32 or
 // [8, n / 2] in bf16.
 #include "../../cuda/weightonly.cu"
@@ -7,11 +7,9 @@
 namespace {
 
 using Kernel = void (*)(const uint4*, const uint4*, const void*, const float*, void*, const unsigned*, unsigned, unsigned);
-const Kernel kernels[3][4] = {
-    {weightonly_int8_set, weightonly_int8_add, weightonly_int8_silu, weightonly_int8_gelu},
-    {weightonly_e4m3_set, weightonly_e4m3_add, weightonly_e4m3_silu, weightonly_e4m3_gelu},
-    {weightonly_int4_set, weightonly_int4_add, weightonly_int4_silu, weightonly_int4_gelu},
-};
+#define FORMAT(NAME, F) \
+  {weightonly_##NAME##_set, weightonly_##NAME##_add, weightonly_##NAME##_silu, weightonly_##NAME##_gelu},
+const Kernel kernels[][4] = {EACH_FORMAT(FORMAT)};
 
 }  // namespace
 

@@ -26,6 +26,7 @@ struct Inputs {
 
 impl Inputs {
     fn new(format: Format, n: usize, k: usize) -> Self {
+        let k = whole(format, k);
         let mut weight = numbers(22, n * k);
         // Small numbers too, of few bits in e4m3.
         weight.iter_mut().step_by(3).for_each(|v| *v *= 1e-3);
@@ -99,6 +100,11 @@ impl Inputs {
     }
 }
 
+/// So many columns, or the next that the format packs.
+fn whole(format: Format, k: usize) -> usize {
+    format.blocks().map_or(k, |blocks| k.next_multiple_of(blocks.block()))
+}
+
 /// A part of a panel and of a step; several blocks; more steps than warps; a warp with a second round; a ragged last one.
 const SHAPES: [(usize, usize); 5] = [(8, 56), (16, 64), (80, 384), (48, 1160), (32, 2176)];
 
@@ -132,7 +138,7 @@ fn a_row_with_narrow_numbers_has_the_same_bits_beside_others_and_in_every_order_
         for order in ORDERS {
             assert_eq!(bits(&inputs.run(SET, order, 8)), bits(&together), "{} order {order}", format.name());
         }
-        inputs.x.rotate_left(6 * 1304);
+        inputs.x.rotate_left(6 * inputs.w.k);
         let fewer = inputs.run(SET, ORDERS[0], 2);
         assert_eq!(bits(&fewer), bits(&together[6 * 40..]), "{}", format.name());
     }

@@ -52,7 +52,7 @@ pub fn run(bench: &Bench) -> Result<Value, Failure> {
     let shapes = if bench.is_emulated || bench.quick { &[TINY][..] } else { &SHAPES[..] };
     let most = if bench.is_emulated { 64 } else { 2048 };
     for shape in shapes.iter().copied() {
-        for format in Format::ALL {
+        for format in Format::ALL.into_iter().filter(|format| format.serves_experts()) {
             let mut case = Case::new(bench, format, shape, most)?;
             for bucket in BUCKETS.into_iter().filter(|bucket| *bucket <= most) {
                 // Fewer rows than the launch is for, unless it is for one.

@@ -11,7 +11,7 @@
 //! | `decode` | one sequence: tokens a second, share of the bandwidth |
 //! | `serving` | 8 to 256 sequences, prompts, and prompts beside sequences that decode |
 //!
-//! `--quantize` packs the weights of `decode` and `serving`: int8, fp8, int4; bf16 leaves them as they are.
+//! `--quantize` packs the weights of `decode` and `serving`: int8, fp8, int4, q8_0, q6_k, q4_k; bf16 leaves them as they are.
 //!
 //! `--quick` is for profilers and sanitizers: the same work, little of it. `--emulated` runs the kernels on this
 //! processor, in a tiny shape, so that everything but the figures can be tried without a GPU; it needs the source tree

@@ -104,7 +104,7 @@ struct Held {
 impl Held {
     fn of<'a>(blocks: impl Iterator<Item = &'a Block>, quantize: Option<Format>) -> Self {
         blocks.fold(Self::default(), |all, block| {
-            let bytes = match quantize {
+            let bytes = match quantize.filter(|format| format.takes(block.cols())) {
                 None => 2 * block.elements(),
                 Some(format) => {
                     let (numbers, scales) = format.panel_bytes(block.cols());

@@ -41,6 +41,7 @@ pub use pages::KvType;
 use pages::Pages;
 pub use peers::Peers;
 use weights::Weights;
+pub(crate) use weights::packed_as;
 
 /// Rows of a step's launches: the smallest of these that the step fits.
 const BUCKETS: [usize; 13] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
@@ -197,8 +198,18 @@ impl Decoder {
         {
             return Err(LoadError::Device { what: "this many experts", value: experts.count.to_string() });
         }
+        if let Some(format) = options.quantize
+            && spec.experts.is_some()
+            && !format.serves_experts()
+        {
+            return Err(LoadError::Device {
+                what: "experts of this format",
+                value: format.title().to_owned(),
+            });
+        }
         let product = Product::load(device)?;
-        let mut experts = Experts::load(device, options.quantize)?;
+        let of_experts = options.quantize.filter(|format| format.serves_experts());
+        let mut experts = Experts::load(device, of_experts)?;
         let mixture = spec.experts.is_some().then_some(&mut experts);
         let (hopper, set_aside) = many_rows(device, options, &product, mixture)?;
         let narrow = match options.quantize {

@@ -10,7 +10,7 @@ use hearth_kernels::cuda::experts::Stack;
 use hearth_kernels::cuda::stream::{Stream, number};
 use hearth_kernels::cuda::weightonly::{self, Format, PANEL, Packed};
 
-use super::weights::{Layer, Linear, Matrix, Mlp, Weight, Weights};
+use super::weights::{Layer, Linear, Matrix, Mlp, Weight, Weights, packed_as};
 use crate::decoder::LoadError;
 use crate::layout::{self, Block, Layout};
 use crate::spec::Spec;
@@ -77,7 +77,7 @@ impl Maker<'_> {
 
     fn linear(&mut self, block: &Block, bias: &Option<Block>) -> Result<Linear, DeviceError> {
         let bias = bias.as_ref().map(|bias| self.vector(bias, 0.1)).transpose()?;
-        let weight = match self.quantize {
+        let weight = match packed_as(block, self.quantize) {
             None => Weight::Wide(self.matrix(block, block.cols())?),
             Some(format) => Weight::Narrow(self.packed(format, block, 1)?),
         };

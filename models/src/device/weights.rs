@@ -10,7 +10,7 @@ use hearth_kernels::cuda::weightonly::{self, Format, PANEL, pack_panel};
 
 use crate::checkpoint::Checkpoint;
 use crate::decoder::LoadError;
-use crate::layout::{self, Block, Layout};
+use crate::layout::{self, Block, Layout, Role};
 use crate::shard::{Cut, Packing, Shard};
 use crate::widen::widen;
 
@@ -152,7 +152,8 @@ fn narrow(dtype: DType, from: &[u8], to: &mut [u8]) {
 /// Columns that stay together on one rank: those that share a scale, and those that are read at once.
 pub fn packing(quantize: Option<Format>) -> Packing {
     let (name, group) = quantize.map_or(("bf16", 1), |format| (format.title(), format.group()));
-    Packing { name, block: group.max(CHUNK), is_filled: true }
+    let is_filled = quantize.is_none_or(|format| format.blocks().is_none());
+    Packing { name, block: group.max(CHUNK), is_filled }
 }
 
 /// A rank's part of a block's tensors in the checkpoint, all of one type.
@@ -245,7 +246,7 @@ impl<'a> Loader<'a> {
 
     fn linear(&mut self, block: &Block, bias: &Option<Block>) -> Result<Linear, LoadError> {
         let bias = bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
-        let weight = match self.quantize {
+        let weight = match packed_as(block, self.quantize) {
             None => Weight::Wide(self.matrix(block)?),
             Some(format) => Weight::Narrow(self.packed(&[block], format, false)?),
         };
@@ -347,7 +348,7 @@ impl<'a> Loader<'a> {
 
     /// Gate over up, their rows taking turns.
     fn gate_up(&mut self, block: &Block, bias: &Option<Block>) -> Result<Linear, LoadError> {
-        let weight = match self.quantize {
+        let weight = match packed_as(block, self.quantize) {
             None => {
                 let (rows, cols) = (block.rows(), block.cols());
                 let numbers = Buffer::new(self.device, rows * cols)?;
@@ -403,6 +404,11 @@ impl<'a> Loader<'a> {
         self.held += held as u64;
         (self.progress)(self.read);
     }
+}
+
+/// What a block is packed as at load: products inside layers whose width divides into the format's blocks.
+pub fn packed_as(block: &Block, quantize: Option<Format>) -> Option<Format> {
+    quantize.filter(|format| block.role == Role::Linear && format.takes(block.cols()))
 }
 
 /// Numbers of a checkpoint, widened.

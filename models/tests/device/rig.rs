@@ -76,6 +76,11 @@ pub fn checkpoint(family: Family) -> (tempfile::TempDir, Checkpoint) {
     altered(family, &[])
 }
 
+/// One all of whose widths divide into blocks of 256 numbers.
+pub fn wide() -> (tempfile::TempDir, Checkpoint) {
+    altered(FAMILIES[0], &[("hidden_size", 256.into()), ("intermediate_size", 512.into())])
+}
+
 /// The same with other values of its config.
 pub fn altered(
     (name, heads, kv, dim): Family,
@@ -145,7 +150,7 @@ pub fn widened(from: &Checkpoint, dir: &Path, format: Format) -> (tempfile::Temp
         .collect();
     write(&config_of(dir), from.spec(), Dtype::BF16, &mut |part| {
         let wide = numbers(from, part);
-        if !linear.contains(&part.name) {
+        if !linear.contains(&part.name) || part.cols.is_none_or(|k| !format.takes(k)) {
             return wide;
         }
         let (n, k) = (part.rows, part.cols.unwrap());

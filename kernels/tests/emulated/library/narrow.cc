@@ -1,57 +1,13 @@
 #include "../../../cuda/narrow.cu"
 #include "library.h"
 
-KERNEL(narrow_int8_16_set);
-KERNEL(narrow_int8_16_add);
-KERNEL(narrow_int8_16_silu);
-KERNEL(narrow_int8_16_gelu);
-KERNEL(narrow_int8_16_spread_set);
-KERNEL(narrow_int8_16_spread_add);
-KERNEL(narrow_int8_64_set);
-KERNEL(narrow_int8_64_add);
-KERNEL(narrow_int8_64_silu);
-KERNEL(narrow_int8_64_gelu);
-KERNEL(narrow_int8_64_spread_set);
-KERNEL(narrow_int8_64_spread_add);
-KERNEL(narrow_int8_128_set);
-KERNEL(narrow_int8_128_add);
-KERNEL(narrow_int8_128_silu);
-KERNEL(narrow_int8_128_gelu);
-KERNEL(narrow_int8_128_spread_set);
-KERNEL(narrow_int8_128_spread_add);
-KERNEL(narrow_e4m3_16_set);
-KERNEL(narrow_e4m3_16_add);
-KERNEL(narrow_e4m3_16_silu);
-KERNEL(narrow_e4m3_16_gelu);
-KERNEL(narrow_e4m3_16_spread_set);
-KERNEL(narrow_e4m3_16_spread_add);
-KERNEL(narrow_e4m3_64_set);
-KERNEL(narrow_e4m3_64_add);
-KERNEL(narrow_e4m3_64_silu);
-KERNEL(narrow_e4m3_64_gelu);
-KERNEL(narrow_e4m3_64_spread_set);
-KERNEL(narrow_e4m3_64_spread_add);
-KERNEL(narrow_e4m3_128_set);
-KERNEL(narrow_e4m3_128_add);
-KERNEL(narrow_e4m3_128_silu);
-KERNEL(narrow_e4m3_128_gelu);
-KERNEL(narrow_e4m3_128_spread_set);
-KERNEL(narrow_e4m3_128_spread_add);
-KERNEL(narrow_int4_16_set);
-KERNEL(narrow_int4_16_add);
-KERNEL(narrow_int4_16_silu);
-KERNEL(narrow_int4_16_gelu);
-KERNEL(narrow_int4_16_spread_set);
-KERNEL(narrow_int4_16_spread_add);
-KERNEL(narrow_int4_64_set);
-KERNEL(narrow_int4_64_add);
-KERNEL(narrow_int4_64_silu);
-KERNEL(narrow_int4_64_gelu);
-KERNEL(narrow_int4_64_spread_set);
-KERNEL(narrow_int4_64_spread_add);
-KERNEL(narrow_int4_128_set);
-KERNEL(narrow_int4_128_add);
-KERNEL(narrow_int4_128_silu);
-KERNEL(narrow_int4_128_gelu);
-KERNEL(narrow_int4_128_spread_set);
-KERNEL(narrow_int4_128_spread_add);
+#define TILE(NAME)                    \
+  KERNEL(narrow_##NAME##_set);        \
+  KERNEL(narrow_##NAME##_add);        \
+  KERNEL(narrow_##NAME##_silu);       \
+  KERNEL(narrow_##NAME##_gelu);       \
+  KERNEL(narrow_##NAME##_spread_set); \
+  KERNEL(narrow_##NAME##_spread_add);
+#define FORMAT(NAME, F) TILE(NAME##_16) TILE(NAME##_64) TILE(NAME##_128)
+
+EACH_FORMAT(FORMAT)

@@ -1,15 +1,10 @@
 #include "../../../cuda/weightonly.cu"
 #include "library.h"
 
-KERNEL(weightonly_int8_set);
-KERNEL(weightonly_int8_add);
-KERNEL(weightonly_int8_silu);
-KERNEL(weightonly_int8_gelu);
-KERNEL(weightonly_e4m3_set);
-KERNEL(weightonly_e4m3_add);
-KERNEL(weightonly_e4m3_silu);
-KERNEL(weightonly_e4m3_gelu);
-KERNEL(weightonly_int4_set);
-KERNEL(weightonly_int4_add);
-KERNEL(weightonly_int4_silu);
-KERNEL(weightonly_int4_gelu);
+#define FORMAT(NAME, F)            \
+  KERNEL(weightonly_##NAME##_set);  \
+  KERNEL(weightonly_##NAME##_add);  \
+  KERNEL(weightonly_##NAME##_silu); \
+  KERNEL(weightonly_##NAME##_gelu);
+
+EACH_FORMAT(FORMAT)
