@@ -31,6 +31,7 @@
 // piece page i goes to warp i % 4 and the warps are added in ascending order, as are the pieces of a row, whichever block
 // does it. They do not depend on the grid or on other rows.
 
+#include "chain.cuh"
 #include "paged.cuh"
 #include "tensor.cuh"
 
@@ -72,7 +73,7 @@ __device__ __forceinline__ void begin_page(
 // the numbers of a head are multiplied is that of the keys: with e4m3, four neighbours come in one word.
 template <unsigned DIM, typename Number>
 __device__ __forceinline__ void load_queries(
-    unsigned (&queries)[DIM / 16][2], const unsigned short* __restrict__ q, const unsigned group) {
+    unsigned (&queries)[DIM / 16][2], const unsigned short* q, const unsigned group) {
   constexpr bool FOURS = Number::BYTES == 1;
   const unsigned lane = threadIdx.x % LANES, g = lane / 4, t = lane % 4;
   const unsigned* const words = (const unsigned*)q + g * (DIM / 2) + (FOURS ? 2 * t : t);
@@ -247,10 +248,11 @@ struct OfPieces {
 // scales, of e4m3: what the keys of each head were multiplied with, then the values.
 template <unsigned DIM, typename Number>
 __device__ __forceinline__ void attend_decode(
-    const unsigned short* __restrict__ q, const unsigned char* __restrict__ keys,
-    const unsigned char* __restrict__ values, const float* __restrict__ scales, const unsigned* __restrict__ tables, const uint4* __restrict__ pieces,
-    const unsigned* __restrict__ piece_count, const unsigned kv_heads, const unsigned group, const float scale_log2,
-    float* partial, unsigned* arrived, unsigned short* __restrict__ out) {
+    const unsigned short* q, const unsigned char* keys, const unsigned char* values, const float* __restrict__ scales,
+    const unsigned* tables, const uint4* pieces, const unsigned* piece_count, const unsigned kv_heads,
+    const unsigned group, const float scale_log2, float* partial, unsigned* arrived, unsigned short* out) {
+  let_next_begin();
+  wait_for_past();
   using S = Shape<DIM, Number>;
   DYNAMIC_SHARED(unsigned char, rings);
   __shared__ float facts[WARPS][FACTS];

@@ -9,6 +9,7 @@
 //
 // Bytes moved: 16 a span, 32 a piece, 8 a tile: nothing. One block; its time is a few microseconds once per step.
 
+#include "chain.cuh"
 #include "paged.cuh"
 
 constexpr unsigned PLAN_THREADS = 256;
@@ -24,9 +25,10 @@ __device__ __forceinline__ unsigned pieces_of(const unsigned position, const uns
 //   the row's first piece, how many it has, 0, 0
 // A tile is the number of its span and its own within the span.
 extern "C" __global__ void __launch_bounds__(PLAN_THREADS) attend_plan(
-    const uint4* __restrict__ spans, const unsigned* __restrict__ span_count, const unsigned group,
-    const unsigned piece, const unsigned window, const unsigned split, uint4* __restrict__ pieces,
-    uint2* __restrict__ tiles, unsigned* __restrict__ counts) {
+    const uint4* spans, const unsigned* span_count, const unsigned group, const unsigned piece, const unsigned window,
+    const unsigned split, uint4* pieces, uint2* tiles, unsigned* counts) {
+  let_next_begin();
+  wait_for_past();
   // How many pieces and tiles come before a span of the batch and with it; two copies, as one is read while the other
   // is written.
   __shared__ uint2 upto[2][PLAN_THREADS];

@@ -26,6 +26,7 @@
 // A short chunk far into a long sequence has few tiles (rows * group / 64 a head of keys), and a block walks all keys of
 // its own: below about 512 rows a step the device is not full. Drafts of a few rows belong to attend_decode.cu.
 
+#include "chain.cuh"
 #include "paged.cuh"
 #include "tensor.cuh"
 
@@ -66,7 +67,7 @@ struct Item {
 // Begins to copy the queries of the item; zeros behind the last pair.
 template <unsigned DIM>
 __device__ __forceinline__ void begin_queries(
-    uint4* queries, const Item& item, const unsigned short* __restrict__ q, const unsigned heads) {
+    uint4* queries, const Item& item, const unsigned short* q, const unsigned heads) {
   constexpr unsigned COLUMNS = DIM / CHUNK;
 #pragma unroll 4
   for (unsigned i = threadIdx.x; i < PAIRS * COLUMNS; i += PROMPT_THREADS) {
@@ -79,7 +80,7 @@ __device__ __forceinline__ void begin_queries(
 // The blocks of the pages of a tile of keys. What no row of the item sees has none: its table may name none any more.
 template <unsigned PAGES>
 __device__ __forceinline__ void find_pages(
-    unsigned (&blocks)[PAGES], const Item& item, const unsigned* __restrict__ tables, const unsigned tile) {
+    unsigned (&blocks)[PAGES], const Item& item, const unsigned* tables, const unsigned tile) {
 #pragma unroll
   for (unsigned i = 0; i < PAGES; ++i) {
     const unsigned page = tile * PAGES + i;
@@ -91,7 +92,7 @@ __device__ __forceinline__ void find_pages(
 // Begins to copy a tile of keys or of values; zeros where no row of the item looks.
 template <unsigned DIM, typename Number>
 __device__ __forceinline__ void begin_tile(
-    uint4* to, const unsigned char* __restrict__ cache, const unsigned (&blocks)[Tile<DIM, Number>::PAGES],
+    uint4* to, const unsigned char* cache, const unsigned (&blocks)[Tile<DIM, Number>::PAGES],
     const Item& item, const unsigned kv_heads, const unsigned tile) {
   using T = Tile<DIM, Number>;
   // Rows that the block copies at once: a part of a page, so that the page is known when the loop is unrolled.
@@ -259,7 +260,7 @@ __device__ __forceinline__ void add_tile(
 template <unsigned DIM, typename Number>
 __device__ __forceinline__ void store_rows(
     Sums<DIM>& sums, uint4* queries, const Item& item, const unsigned heads, const float worth,
-    unsigned short* __restrict__ out) {
+    unsigned short* out) {
   constexpr unsigned COLUMNS = DIM / CHUNK;
   const unsigned lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, g = lane / 4, t = lane % 4;
   __syncwarp();
@@ -297,11 +298,13 @@ __device__ __forceinline__ void store_rows(
 // the values.
 template <unsigned DIM, typename Number>
 __device__ __forceinline__ void attend_prompt(
-    const unsigned short* __restrict__ q, const unsigned char* __restrict__ keys,
-    const unsigned char* __restrict__ values, const float* __restrict__ scales, const unsigned* __restrict__ tables,
-    const uint4* __restrict__ spans, const uint2* __restrict__ tiles, const unsigned* __restrict__ tile_count,
+    const unsigned short* q, const unsigned char* keys,
+    const unsigned char* values, const float* __restrict__ scales, const unsigned* tables,
+    const uint4* spans, const uint2* tiles, const unsigned* tile_count,
     const unsigned kv_heads, const unsigned group, const unsigned window, const float scale_log2,
-    unsigned short* __restrict__ out) {
+    unsigned short* out) {
+  let_next_begin();
+  wait_for_past();
   using T = Tile<DIM, Number>;
   DYNAMIC_SHARED(uint4, queries);
   // Keys and values of a tile, then those of the next.

@@ -20,7 +20,10 @@
 //
 // Classes: direct has skinny.cu's bits: warp for gate and up, block for down. A row depends on nothing but itself, and its
 // experts are added in ascending order, as on the CPU; no atomics.
+//
+// route and direct may be chained. They wait at once: the past says which weights they read.
 
+#include "chain.cuh"
 #include "epilogue.cuh"
 #include "skinny.cuh"
 
@@ -40,6 +43,8 @@ __device__ __forceinline__ unsigned long long standing(const float logit, const 
 extern "C" __global__ void __launch_bounds__(ROUTE_THREADS)
     route(const unsigned* rows, const float* logits, unsigned* chosen, float* weights, const unsigned experts,
           const unsigned top_k, const unsigned renormalise) {
+  let_next_begin();
+  wait_for_past();
   const unsigned row = blockIdx.x * ROUTE_THREADS + threadIdx.x;
   if (row >= *rows) return;
   const float* const own = logits + (size_t)row * experts;
@@ -73,8 +78,8 @@ extern "C" __global__ void __launch_bounds__(ROUTE_THREADS)
 // A warp has two rows of gate and the two of up that belong to them; blockIdx.y is the pair. `bent` is [pairs][ffn].
 template <unsigned ACTIVATION, unsigned WARPS>
 __device__ __forceinline__ void direct_gate_up(
-    const unsigned rows, const unsigned* __restrict__ chosen, const uint4* __restrict__ x,
-    const uint4* __restrict__ gate_up, unsigned* bent, const unsigned width, const unsigned ffn, const unsigned top_k) {
+    const unsigned rows, const unsigned* chosen, const uint4* x, const uint4* __restrict__ gate_up, unsigned* bent,
+    const unsigned width, const unsigned ffn, const unsigned top_k) {
   constexpr unsigned GATES = TILE / 2;
   const unsigned pair = blockIdx.y, row = pair / top_k;
   const unsigned first = (blockIdx.x * WARPS + threadIdx.x / LANES) * GATES;
@@ -98,6 +103,8 @@ __device__ __forceinline__ void direct_gate_up(
   extern "C" __global__ void __launch_bounds__(256, 1)                                                                 \
       direct_gate_up_##NAME(const unsigned* rows, const unsigned* chosen, const uint4* x, const uint4* gate_up,        \
                             unsigned* bent, unsigned width, unsigned ffn, unsigned top_k) {                            \
+    let_next_begin();                                                                                                  \
+    wait_for_past();                                                                                                   \
     direct_gate_up<ACTIVATION, 8>(*rows, chosen, x, gate_up, bent, width, ffn, top_k);                                 \
   }
 
@@ -108,6 +115,8 @@ DIRECT_GATE_UP(gelu, GELU)
 extern "C" __global__ void __launch_bounds__(128, 1)
     direct_down(const unsigned* rows, const unsigned* chosen, const float* weights, const uint4* bent,
                 const uint4* down, float* residual, const unsigned width, const unsigned ffn, const unsigned top_k) {
+  let_next_begin();
+  wait_for_past();
   constexpr unsigned WARPS = 4;
   __shared__ float partial[2][WARPS][TILE];
   const unsigned row = blockIdx.y, lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;

@@ -30,6 +30,7 @@
 //
 // n and k are multiples of 8 (gates: n of 16), filled with zeros to whole panels and steps; x 16-byte aligned.
 
+#include "chain.cuh"
 #include "narrow.cuh"
 
 // The grid is row tiles x n tiles (x parts where they are spread).
@@ -37,6 +38,8 @@
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                        \
       narrow_##NAME(const uint4* x, const uint4* w, const void* scales, const float* bias, void* y, float* scratch,    \
                     unsigned* counters, const unsigned* rows, unsigned n, unsigned k, unsigned parts) {                \
+    let_next_begin();                                                                                                  \
+    wait_for_past();                                                                                                   \
     __VA_ARGS__({x, w, bias, y, scratch, counters, n, k, parts, scales}, *rows);                                       \
   }
 #define NARROW_TILE(NAME, THREADS, BLOCKS, ...)                                  \

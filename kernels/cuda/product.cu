@@ -29,7 +29,9 @@
 //
 // Shared memory: rows of 128 bytes, 16-byte chunk c of row r at c ^ (r % 8), so neither the copies nor ldmatrix meet a
 // bank twice. n and k are multiples of 8 (gates: n of 16); x and w 16-byte aligned. Rows are counted on the device.
+// May be chained: waits at once, and so gains the time of a launch alone.
 
+#include "chain.cuh"
 #include "parts.cuh"
 
 // A part a warp: each has its own stages and meets the others only at the end.
@@ -67,6 +69,8 @@ using Tile16Part = Tile<16, 32, 16, 32, 4>;
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                        \
       product_##NAME(const uint4* x, const uint4* w, const float* bias, void* y, float* scratch, unsigned* counters,   \
                      const unsigned* rows, unsigned n, unsigned k, unsigned parts) {                                   \
+    let_next_begin();                                                                                                  \
+    wait_for_past();                                                                                                   \
     __VA_ARGS__({x, w, bias, y, scratch, counters, n, k, parts}, *rows);                                               \
   }
 #define WHOLE(TILE, THREADS, BLOCKS, ...)                              \

@@ -16,7 +16,9 @@
 // is contracted), so keys and queries have the CPU's bits where the product had them.
 //
 // Rows are counted on the device (`rows`): the grid is that of the largest count, and blocks beyond it return.
+// All but embed, the first of a step, may be chained; a norm has its weight in registers before the wait.
 
+#include "chain.cuh"
 #include "numbers.cuh"
 
 // A token that the last sampling drew: `PENDING | i` is what its row i gave.
@@ -31,6 +33,7 @@ constexpr unsigned TURN_THREADS = 256;
 extern "C" __global__ void __launch_bounds__(256)
     embed(const unsigned* rows, const unsigned* tokens, const unsigned* drawn, const uint4* table, float4* residual,
           const unsigned width, const unsigned vocabulary, const float scale) {
+  let_next_begin();
   const unsigned row = blockIdx.x;
   if (row >= *rows) return;
   unsigned token = tokens[row];
@@ -68,13 +71,22 @@ __device__ __forceinline__ float block_sum(const float value) {
   return total;
 }
 
+// The weight of a norm, PER fours of numbers to a thread.
+template <unsigned PER>
+__device__ __forceinline__ void load_weight(float4 (&w)[PER], const float4* const weight, const unsigned width) {
+#pragma unroll
+  for (unsigned i = 0; i < PER; ++i) {
+    const unsigned at = threadIdx.x + i * NORM_THREADS;
+    if (at < width / 4) w[i] = __ldg(weight + at);
+  }
+}
+
 // Row `from` of the residual, plus `delta` where there is one, normed into row `to` of `out`. PER fours of numbers to a
 // thread; `keep` writes the sum back.
 template <unsigned PER>
 __device__ __forceinline__ void norm(
-    float4* __restrict__ residual, const float4* __restrict__ delta, const float4* __restrict__ weight, uint2* out,
-    const size_t from, const size_t to, const bool keep, const unsigned width, const float epsilon,
-    const float offset) {
+    float4* residual, const float4* delta, const float4 (&weight)[PER], uint2* out, const size_t from,
+    const size_t to, const bool keep, const unsigned width, const float epsilon, const float offset) {
   const unsigned fours = width / 4;
   float4 x[PER];
 #pragma unroll
@@ -107,7 +119,7 @@ __device__ __forceinline__ void norm(
   for (unsigned i = 0; i < PER; ++i) {
     const unsigned at = threadIdx.x + i * NORM_THREADS;
     if (at < fours) {
-      const float4 w = __ldg(weight + at);
+      const float4 w = weight[i];
       out[to * fours + at] = {
           pack_bf16(__fmul_rn(__fmul_rn(x[i].x, scale), offset + w.x), __fmul_rn(__fmul_rn(x[i].y, scale), offset + w.y)),
           pack_bf16(__fmul_rn(__fmul_rn(x[i].z, scale), offset + w.z), __fmul_rn(__fmul_rn(x[i].w, scale), offset + w.w))};
@@ -116,18 +128,25 @@ __device__ __forceinline__ void norm(
 }
 
 // width is a multiple of 8 and at most 2048 PER. `delta` may be null. `offset` is 1 for weights that are stored less 1.
+#define BEGIN_NORM(PER)               \
+  let_next_begin();                   \
+  float4 w[PER];                      \
+  load_weight<PER>(w, weight, width); \
+  wait_for_past();
 #define NORM(PER)                                                                                                      \
   extern "C" __global__ void __launch_bounds__(NORM_THREADS)                                                           \
       add_norm_##PER(const unsigned* rows, float4* residual, const float4* delta, const float4* weight, uint2* out,    \
                      unsigned width, float epsilon, float offset) {                                                    \
+    BEGIN_NORM(PER)                                                                                                    \
     if (blockIdx.x >= *rows) return;                                                                                   \
-    norm<PER>(residual, delta, weight, out, blockIdx.x, blockIdx.x, true, width, epsilon, offset);                     \
+    norm<PER>(residual, delta, w, out, blockIdx.x, blockIdx.x, true, width, epsilon, offset);                          \
   }                                                                                                                    \
   extern "C" __global__ void __launch_bounds__(NORM_THREADS)                                                           \
       pick_norm_##PER(const unsigned* picked, const unsigned* list, float4* residual, const float4* delta,             \
                       const float4* weight, uint2* out, unsigned width, float epsilon, float offset) {                 \
+    BEGIN_NORM(PER)                                                                                                    \
     if (blockIdx.x >= *picked) return;                                                                                 \
-    norm<PER>(residual, delta, weight, out, list[blockIdx.x], blockIdx.x, false, width, epsilon, offset);              \
+    norm<PER>(residual, delta, w, out, list[blockIdx.x], blockIdx.x, false, width, epsilon, offset);                   \
   }
 
 NORM(1)
@@ -173,16 +192,17 @@ __device__ __forceinline__ void turn_pair(float& a, float& b, const float cos, c
 // the same for values.
 template <unsigned DIM, typename Page>
 __device__ __forceinline__ void turn(
-    const unsigned rows, const float4* __restrict__ qkv, const float4* __restrict__ turns,
-    const unsigned* __restrict__ positions, const unsigned* __restrict__ slots, const float* __restrict__ scales,
-    uint2* q, typename Page::Four* keys, typename Page::Four* values, const unsigned q_heads,
-    const unsigned kv_heads) {
+    const unsigned* rows, const float4* qkv, const float4* __restrict__ turns, const unsigned* positions,
+    const unsigned* slots, const float* __restrict__ scales, uint2* q, typename Page::Four* keys, typename Page::Four* values,
+    const unsigned q_heads, const unsigned kv_heads) {
+  let_next_begin();
+  wait_for_past();
   constexpr unsigned PARTS = DIM / 8;
   const unsigned heads = q_heads + 2 * kv_heads;
   const unsigned part = threadIdx.x % PARTS;
   const unsigned item = blockIdx.x * (TURN_THREADS / PARTS) + threadIdx.x / PARTS;
   const unsigned row = item / heads, head = item % heads;
-  if (row >= rows) return;
+  if (row >= *rows) return;
 
   const float4* const from = qkv + (size_t)item * (DIM / 4);
   float4 a = from[part], b = from[PARTS + part];
@@ -215,13 +235,13 @@ __device__ __forceinline__ void turn(
       turn_bf16_##DIM(const unsigned* rows, const float4* qkv, const float4* turns, const unsigned* positions,         \
                       const unsigned* slots, uint2* q, uint2* keys, uint2* values, unsigned q_heads,                   \
                       unsigned kv_heads) {                                                                             \
-    turn<DIM, Bf16Page>(*rows, qkv, turns, positions, slots, nullptr, q, keys, values, q_heads, kv_heads);             \
+    turn<DIM, Bf16Page>(rows, qkv, turns, positions, slots, nullptr, q, keys, values, q_heads, kv_heads);              \
   }                                                                                                                    \
   extern "C" __global__ void __launch_bounds__(TURN_THREADS)                                                           \
       turn_e4m3_##DIM(const unsigned* rows, const float4* qkv, const float4* turns, const unsigned* positions,         \
                       const unsigned* slots, const float* scales, uint2* q, unsigned* keys, unsigned* values,          \
                       unsigned q_heads, unsigned kv_heads) {                                                           \
-    turn<DIM, E4m3Page>(*rows, qkv, turns, positions, slots, scales, q, keys, values, q_heads, kv_heads);              \
+    turn<DIM, E4m3Page>(rows, qkv, turns, positions, slots, scales, q, keys, values, q_heads, kv_heads);               \
   }
 
 TURN(64)

@@ -19,7 +19,7 @@
 // step's gives numbers that nobody reads.
 //
 // k is a multiple of 8 (gates: n of 16); x, w 16-byte aligned. Plain C++ with warp intrinsics, so that the emulation in
-// tests/emulated runs this file unchanged.
+// tests/emulated runs this file unchanged. May be chained: the first weights are under way before the wait.
 
 #include "epilogue.cuh"
 #include "skinny.cuh"
@@ -60,8 +60,9 @@ __device__ __forceinline__ void put_tile(
 // SPLIT warps share the k of one tile; a block has WARPS / SPLIT tiles.
 template <unsigned ROWS, unsigned EPILOGUE, unsigned SPLIT, unsigned WARPS>
 __device__ __forceinline__ void skinny(
-    const uint4* __restrict__ x, const uint4* __restrict__ w, const float* __restrict__ bias, void* __restrict__ y,
-    const unsigned n, const unsigned k) {
+    const uint4* x, const uint4* __restrict__ w, const float* __restrict__ bias, void* y, const unsigned n,
+    const unsigned k) {
+  let_next_begin();
   const unsigned lane = threadIdx.x % LANES;
   const unsigned warp = threadIdx.x / LANES;
   const unsigned part = warp % SPLIT;
@@ -77,7 +78,7 @@ __device__ __forceinline__ void skinny(
   }
 
   float sum[ROWS][TILE] = {};
-  sum_rows<ROWS, SPLIT>(sum, x, rows, chunks, part);
+  sum_rows<ROWS, SPLIT>(sum, x, rows, chunks, part, BeforePast{});
 
   if constexpr (SPLIT == 1) {
     put_tile<ROWS, EPILOGUE>(bias, y, n, tile, lane, [&](const unsigned wanted) {
@@ -105,12 +106,13 @@ __device__ __forceinline__ void skinny(
   }
 }
 
+// At one row as many warps as without the loads before the wait, for which the compiler would take more registers.
 #define SKINNY(NAME, EPILOGUE, ROWS)                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256, 1) skinny_warp_##NAME##_##ROWS(                                    \
+  extern "C" __global__ void __launch_bounds__(256, ROWS == 1 ? 3 : 1) skinny_warp_##NAME##_##ROWS(                     \
       const uint4* x, const uint4* w, const float* bias, void* y, unsigned n, unsigned k) {                            \
     skinny<ROWS, EPILOGUE, 1, 8>(x, w, bias, y, n, k);                                                                 \
   }                                                                                                                    \
-  extern "C" __global__ void __launch_bounds__(128, 1) skinny_block_##NAME##_##ROWS(                                   \
+  extern "C" __global__ void __launch_bounds__(128, ROWS == 1 ? 6 : 1) skinny_block_##NAME##_##ROWS(                    \
       const uint4* x, const uint4* w, const float* bias, void* y, unsigned n, unsigned k) {                            \
     skinny<ROWS, EPILOGUE, 4, 4>(x, w, bias, y, n, k);                                                                 \
   }

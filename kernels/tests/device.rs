@@ -196,6 +196,14 @@ impl Driver for Other {
         unsafe { self.0.launch(launch) }
     }
 
+    fn chains(&self) -> bool {
+        self.0.chains()
+    }
+
+    fn chain(&self, on: bool) {
+        self.0.chain(on);
+    }
+
     fn mark(&self) -> Result<Mark, DeviceError> {
         self.0.mark()
     }

@@ -123,6 +123,9 @@ fn executor(model: &Opened<'_>, name: &str, place: &Place) -> Result<Box<dyn Exe
                         if let Some(differs) = decoder.set_aside() {
                             tracing::warn!(model = name, "{differs}");
                         }
+                        if let Some(differs) = decoder.unchained() {
+                            tracing::warn!(model = name, "{differs}");
+                        }
                     })
                     .map_err(Box::new)
             };

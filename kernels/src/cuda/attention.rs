@@ -213,7 +213,7 @@ impl Attention {
             "bug: a buffer is smaller than its shape"
         );
         let Shape { window, piece, split, .. } = self.shape;
-        let launch = Launch::new(self.plan, 1, PLAN_THREADS).buffer(spans).buffer(count);
+        let launch = Launch::new(self.plan, 1, PLAN_THREADS).chained().buffer(spans).buffer(count);
         let launch = launch.count(self.shape.group()).count(piece).number(window.unwrap_or(u32::MAX));
         let launch = launch.count(split).buffer(&self.pieces).buffer(&self.tiles).buffer(&self.counts);
         // SAFETY: the arguments are the kernel's; the lists have room for the largest step, which the host keeps to.
@@ -233,7 +233,7 @@ impl Attention {
         let Heads { kv, dim, .. } = self.shape.heads;
         // As many blocks as shared memory lets run at once.
         let blocks = self.device.multiprocessors() as usize * if dim == 256 { 2 } else { 3 };
-        let launch = Launch::new(self.decode, blocks, THREADS).shared(self.decode_shared);
+        let launch = Launch::new(self.decode, blocks, THREADS).chained().shared(self.decode_shared);
         let launch = cache.add_to(launch.buffer(q)).buffer(sequences.tables);
         let launch = launch.buffer(&self.pieces).buffer(&self.counts).count(kv).count(self.shape.group());
         let launch = launch.real(self.scale_log2()).buffer(&self.partial).buffer(&self.arrived).buffer(out);
@@ -256,7 +256,7 @@ impl Attention {
         let Sequences { spans, tables, .. } = sequences;
         let kv = self.shape.heads.kv;
         let blocks = self.shape.tiles(bucket, self.limits.spans.min(bucket)) * kv;
-        let launch = Launch::new(self.prompt, blocks, THREADS).shared(self.prompt_shared);
+        let launch = Launch::new(self.prompt, blocks, THREADS).chained().shared(self.prompt_shared);
         let launch = cache.add_to(launch.buffer(q)).buffer(tables).buffer(spans);
         // The second count is that of tiles.
         let launch = launch.buffer(&self.tiles).address(self.counts.address() + size_of::<u32>() as u64);

@@ -83,6 +83,12 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// The arguments are the kernel's, and every place that it reads or writes through them is there.
     unsafe fn launch(&self, launch: &Launch) -> Result<(), DeviceError>;
 
+    /// Whether chained launches begin early here. Captured ones do as they did when they were captured.
+    fn chains(&self) -> bool;
+
+    /// Lets chained launches begin early from now on, where they can, or no longer.
+    fn chain(&self, on: bool);
+
     /// Marks the end of what is enqueued so far.
     fn mark(&self) -> Result<Mark, DeviceError>;
 

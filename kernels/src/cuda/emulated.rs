@@ -55,6 +55,12 @@ struct Queue {
     launched: HashMap<u32, u64>,
     /// How often memory was taken, of the device or of the host.
     allocations: u64,
+    /// Whether a decoder is told that chained launches begin early. Their rules are watched in any case.
+    chains: bool,
+    /// What was enqueued last is a launch.
+    after_launch: bool,
+    /// Chained launches to come before one of them does nothing, once.
+    lost: Option<u64>,
 }
 
 impl Queue {
@@ -79,12 +85,16 @@ impl Queue {
 /// What a kernel takes once it was launched, and a launch once it was captured: about what a GPU's do, so that a sum of
 /// buffers alone is not all.
 const CODE: usize = 64 << 10;
+/// Bytes of a page of this processor.
+const PAGE: usize = 4096;
 const NODE: usize = 1 << 10;
 
 struct Library {
     find: unsafe extern "C" fn(*const c_char) -> c_int,
     arguments: unsafe extern "C" fn(c_int, *mut c_uint) -> c_uint,
-    launch: unsafe extern "C" fn(c_int, *const c_uint, c_uint, c_uint, c_uint, *const u64),
+    launch: unsafe extern "C" fn(c_int, *const c_uint, c_uint, c_uint, c_uint, *const u64, c_uint, u64),
+    watch: unsafe extern "C" fn(u64, u64, u64),
+    forget: unsafe extern "C" fn(u64),
 }
 
 pub struct Emulated {
@@ -130,12 +140,37 @@ impl Emulated {
         kernel.map_or(0, |kernel| self.queue().launched.get(&kernel.0).copied().unwrap_or(0))
     }
 
+    /// What its memory is known by, where several devices are emulated.
+    fn id(&self) -> u64 {
+        std::ptr::from_ref(self) as u64
+    }
+
+    /// From now on, the chained launch that comes after `count` others does nothing: as one that began before what it
+    /// reads was there. Only while chained launches begin early ([`Driver::chain`]).
+    pub fn lose(&self, count: u64) {
+        self.queue().lost = Some(count);
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enqueue(&self, work: Work) {
+    fn enqueue(&self, mut work: Work) {
         let queue = &mut *self.queue();
+        // As on a GPU, chained to launches alone.
+        let is_behind_one = std::mem::replace(&mut queue.after_launch, matches!(work, Work::Launch(_)));
+        if let Work::Launch(launch) = &mut work {
+            launch.is_chained &= is_behind_one;
+            if launch.is_chained && queue.chains {
+                queue.lost = match queue.lost {
+                    Some(0) => {
+                        launch.grid = [0; 3];
+                        None
+                    }
+                    left => left.map(|left| left - 1),
+                };
+            }
+        }
         match &mut queue.capturing {
             Some(captured) => captured.push(work),
             None => queue.work.push_back(work),
@@ -166,7 +201,7 @@ impl Emulated {
         match work {
             Work::Launch(launch) => {
                 let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-                let Launch { kernel, grid, threads, shared, .. } = launch;
+                let Launch { kernel, grid, threads, shared, is_chained, .. } = launch;
                 let (values, _) = launch.arguments();
                 // SAFETY: the kernel's own arguments (checked at the launch); what they point to is the caller's promise.
                 unsafe {
@@ -178,6 +213,8 @@ impl Emulated {
                         *shared,
                         order,
                         values.as_ptr(),
+                        (*is_chained).into(),
+                        self.id(),
                     );
                 }
             }
@@ -188,8 +225,10 @@ impl Emulated {
     }
 }
 
+/// Whole pages: what a chained launch may touch before it waits is watched by them.
 fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes, 256).expect("bug: an allocation of an impossible size")
+    let pages = bytes.next_multiple_of(PAGE);
+    Layout::from_size_align(pages, PAGE).expect("bug: an allocation of an impossible size")
 }
 
 impl Driver for Emulated {
@@ -218,6 +257,7 @@ impl Driver for Emulated {
         let memory = unsafe {
             let memory = alloc(layout(bytes));
             memory.write_bytes(0xff, bytes);
+            (self.library.watch)(self.id(), memory as u64, layout(bytes).size() as u64);
             memory
         };
         Ok(memory as u64)
@@ -226,6 +266,8 @@ impl Driver for Emulated {
     unsafe fn free(&self, address: u64, bytes: usize) {
         let _ = self.finish();
         self.queue().allocated -= bytes;
+        // SAFETY: watched since it was allocated.
+        unsafe { (self.library.forget)(address) };
         // SAFETY: allocated above with this layout; the caller promises the rest.
         unsafe { dealloc(address as *mut u8, layout(bytes)) };
     }
@@ -263,8 +305,17 @@ impl Driver for Emulated {
         Ok(())
     }
 
+    fn chains(&self) -> bool {
+        self.queue().chains
+    }
+
+    fn chain(&self, on: bool) {
+        self.queue().chains = on;
+    }
+
     fn mark(&self) -> Result<Mark, DeviceError> {
-        let queue = self.queue();
+        let mut queue = self.queue();
+        queue.after_launch = false;
         Ok(Mark(queue.done + queue.work.len() as u64))
     }
 
@@ -285,11 +336,15 @@ impl Driver for Emulated {
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
-        self.queue().capturing = Some(Vec::new());
+        {
+            let queue = &mut *self.queue();
+            (queue.capturing, queue.after_launch) = (Some(Vec::new()), false);
+        }
         let result = work();
         let queue = &mut *self.queue();
         let captured = queue.capturing.take().expect("bug: a capture inside a capture");
         result?;
+        queue.after_launch = false;
         queue.take(captured.len() * NODE, self.memory)?;
         queue.graphs.push(captured);
         Ok(Graph(queue.graphs.len() as u32 - 1))
@@ -331,8 +386,21 @@ impl Library {
                 ),
                 launch: transmute::<
                     *mut c_void,
-                    unsafe extern "C" fn(c_int, *const c_uint, c_uint, c_uint, c_uint, *const u64),
+                    unsafe extern "C" fn(
+                        c_int,
+                        *const c_uint,
+                        c_uint,
+                        c_uint,
+                        c_uint,
+                        *const u64,
+                        c_uint,
+                        u64,
+                    ),
                 >(symbol("emulated_launch")),
+                watch: transmute::<*mut c_void, unsafe extern "C" fn(u64, u64, u64)>(symbol(
+                    "emulated_watch",
+                )),
+                forget: transmute::<*mut c_void, unsafe extern "C" fn(u64)>(symbol("emulated_forget")),
             }
         }
     }
@@ -351,8 +419,8 @@ fn compile() -> PathBuf {
     let sources = files(&tests.join("library"));
     let kernels = files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda"));
     let mut hash = DefaultHasher::new();
-    for path in sources.iter().chain(&kernels).chain([&tests.join("emulation.h"), &tests.join("warpgroup.h")])
-    {
+    let headers = ["emulation.h", "warpgroup.h", "past.h"].map(|name| tests.join(name));
+    for path in sources.iter().chain(&kernels).chain(&headers) {
         std::fs::read(path).expect("reading a source of the emulated kernels").hash(&mut hash);
     }
     let name = format!("emulated-{:016x}", hash.finish());

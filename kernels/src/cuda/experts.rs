@@ -187,7 +187,8 @@ impl Experts {
         let Shape { experts, top_k, .. } = routes.shape;
         routes.check(bucket, count);
         assert!(logits.len() >= bucket * experts, "bug: a buffer is smaller than its shape");
-        let launch = Launch::new(self.route, bucket.div_ceil(ROUTE_THREADS as usize), ROUTE_THREADS);
+        let launch =
+            Launch::new(self.route, bucket.div_ceil(ROUTE_THREADS as usize), ROUTE_THREADS).chained();
         let launch = launch.buffer(count).buffer(logits).buffer(&routes.chosen).buffer(&routes.weights);
         let launch = launch.count(experts).count(top_k).number(renormalise.into());
         // SAFETY: the arguments are the kernel's and the buffers hold the shape (asserted above and made so).
@@ -241,13 +242,13 @@ impl Experts {
             Activation::GeluTanh => self.gate_up[1],
         };
         // A warp has two numbers of the middle, a block eight warps.
-        let launch = Launch::new(kernel, ffn.div_ceil(16), 256).by(bucket * top_k, 1);
+        let launch = Launch::new(kernel, ffn.div_ceil(16), 256).chained().by(bucket * top_k, 1);
         let launch = launch.buffer(count).buffer(&routes.chosen).buffer(x).buffer(gate_up).buffer(middle);
         let launch = launch.count(width).count(ffn).count(top_k);
         // SAFETY: the arguments are the kernel's and the buffers hold the shape (asserted above); `route` chose only
         // experts that there are.
         unsafe { launch.on(&*self.device)? };
-        let launch = Launch::new(self.down, width / 4, 128).by(bucket, 1);
+        let launch = Launch::new(self.down, width / 4, 128).chained().by(bucket, 1);
         let launch = launch.buffer(count).buffer(&routes.chosen).buffer(&routes.weights).buffer(middle);
         let launch = launch.buffer(down).buffer(residual).count(width).count(ffn).count(top_k);
         // SAFETY: as above.

@@ -1,4 +1,9 @@
 //! A GPU through its driver: a context and a stream of our own, the modules of this build, and memory.
+//!
+//! Chained launches go out with programmatic stream serialization where that is safe: the function is code made for
+//! Hopper or later, as older code has no wait in it (on a device that came after Hopper the driver makes it of PTX for
+//! Ampere), and what is enqueued right in front is a launch, not a copy or an event. Under capture the edge between the two
+//! becomes a programmatic one, which graphs keep since CUDA 12.3; drivers before CUDA 13 are refused anyway.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -7,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{
     CUevent, CUevent_flags, CUfunction, CUfunction_attribute_enum as Attribute, CUgraphExec,
-    CUgraphInstantiate_flags, CUmodule, CUstream, CUstreamCaptureMode,
+    CUgraphInstantiate_flags, CUlaunchAttribute, CUlaunchAttributeID_enum as AttributeId,
+    CUlaunchAttributeValue, CUlaunchConfig, CUmodule, CUstream, CUstreamCaptureMode,
 };
 use cudarc::driver::{CudaStream, DriverError, result, sys};
 
@@ -17,21 +23,40 @@ use super::launch::Launch;
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
+/// Does without chained launches where it is `off`: should they fail on a device in a way that the check of a decoder
+/// cannot survive.
+const CHAIN: &str = "HEARTH_GPU_CHAIN";
+/// The oldest PTX whose kernels wait for their past: Hopper's.
+const WAITS: i32 = 90;
+
 pub struct Gpu {
     facts: Facts,
     stream: Arc<CudaStream>,
     modules: Vec<CUmodule>,
+    /// Whether chained launches may ever begin early.
+    can_chain: bool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    functions: Vec<CUfunction>,
+    functions: Vec<Function>,
     named: HashMap<String, u32>,
     /// None where one was given back.
     graphs: Vec<Option<CUgraphExec>>,
     events: Vec<CUevent>,
     marks: u64,
+    /// Whether chained launches begin early.
+    chains: bool,
+    /// What was enqueued last is a launch.
+    after_launch: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Function {
+    handle: CUfunction,
+    /// Whether its code waits for the past, where its source does.
+    waits: bool,
 }
 
 // SAFETY: the handles are the driver's, which may be used from any thread that has the context; every call below binds it.
@@ -67,8 +92,10 @@ impl Gpu {
             // All at once, so that no step has to make one.
             let event = |_| result::event::create(CUevent_flags::CU_EVENT_DEFAULT);
             let events = (0..MARKS).map(event).collect::<Result<_, _>>()?;
-            let state = Mutex::new(State { events, ..State::default() });
-            Ok(Self { facts, stream, modules, state })
+            let can_chain =
+                facts.capability.0 >= 9 && std::env::var_os(CHAIN).is_none_or(|chain| chain != "off");
+            let state = Mutex::new(State { events, chains: can_chain, ..State::default() });
+            Ok(Self { facts, stream, modules, can_chain, state })
         };
         open().map_err(|error| Absent::Device { ordinal, reason: error.to_string() })
     }
@@ -90,17 +117,19 @@ impl Gpu {
     /// Registers of a kernel and bytes that each thread keeps in local memory: spills, where it has no arrays.
     pub fn resources(&self, kernel: Kernel) -> Result<(i32, i32), DeviceError> {
         self.bound()?;
-        let function = self.state().functions[kernel.0 as usize];
-        let of = |attribute| {
-            let mut value = 0;
-            // SAFETY: a function of a loaded module, and a place for one integer.
-            unsafe { sys::cuFuncGetAttribute(&mut value, attribute, function) }
-                .result()
-                .map(|()| value)
-                .map_err(failed("cuFuncGetAttribute"))
-        };
+        let function = self.state().functions[kernel.0 as usize].handle;
+        let of = |attribute| attribute_of(function, attribute);
         Ok((of(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?, of(Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?))
     }
+}
+
+fn attribute_of(function: CUfunction, attribute: Attribute) -> Result<i32, DeviceError> {
+    let mut value = 0;
+    // SAFETY: a function of a loaded module, and a place for one integer.
+    unsafe { sys::cuFuncGetAttribute(&mut value, attribute, function) }
+        .result()
+        .map(|()| value)
+        .map_err(failed("cuFuncGetAttribute"))
 }
 
 impl Driver for Gpu {
@@ -128,7 +157,9 @@ impl Driver for Gpu {
                 let find =
                     |module: &CUmodule| unsafe { result::module::get_function(*module, text.clone()) }.ok();
                 let found = self.modules.iter().find_map(find);
-                state.functions.push(found.ok_or_else(|| DeviceError::Kernel(name.to_owned()))?);
+                let handle = found.ok_or_else(|| DeviceError::Kernel(name.to_owned()))?;
+                let waits = attribute_of(handle, Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)? >= WAITS;
+                state.functions.push(Function { handle, waits });
                 let kernel = state.functions.len() as u32 - 1;
                 state.named.insert(name.to_owned(), kernel);
                 kernel
@@ -140,7 +171,7 @@ impl Driver for Gpu {
             // SAFETY: a function of a loaded module.
             unsafe {
                 result::function::set_function_attribute(
-                    state.functions[kernel as usize],
+                    state.functions[kernel as usize].handle,
                     most,
                     shared as i32,
                 )
@@ -185,6 +216,7 @@ impl Driver for Gpu {
 
     unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize) -> Result<(), DeviceError> {
         let stream = self.bound()?;
+        self.state().after_launch = false;
         // SAFETY: as promised by the caller.
         unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, stream) }
             .result()
@@ -193,6 +225,7 @@ impl Driver for Gpu {
 
     unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize) -> Result<(), DeviceError> {
         let stream = self.bound()?;
+        self.state().after_launch = false;
         // SAFETY: as promised by the caller.
         unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, stream) }
             .result()
@@ -201,31 +234,54 @@ impl Driver for Gpu {
 
     unsafe fn launch(&self, launch: &Launch) -> Result<(), DeviceError> {
         let stream = self.bound()?;
-        let function = self.state().functions[launch.kernel.0 as usize];
+        let (function, begins_early) = {
+            let state = &mut *self.state();
+            let Function { handle, waits } = state.functions[launch.kernel.0 as usize];
+            let is_behind_one = std::mem::replace(&mut state.after_launch, true);
+            (handle, launch.is_chained && state.chains && waits && is_behind_one)
+        };
         let (values, _) = launch.arguments();
         let mut pointers = [std::ptr::null_mut::<c_void>(); 32];
         for (pointer, value) in pointers.iter_mut().zip(values) {
             *pointer = std::ptr::from_ref(value).cast_mut().cast();
         }
         let [x, y, z] = launch.grid;
-        // SAFETY: as promised by the caller; the driver copies the arguments before it returns.
-        unsafe {
-            let arguments = &mut pointers[..values.len()];
-            result::launch_kernel(
-                function,
-                (x, y, z),
-                (launch.threads, 1, 1),
-                launch.shared,
-                stream,
-                arguments,
-            )
-        }
-        .map_err(failed("cuLaunchKernel"))
+        let mut early = CUlaunchAttribute {
+            id: AttributeId::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared,
+            hStream: stream,
+            attrs: &mut early,
+            numAttrs: begins_early.into(),
+        };
+        // SAFETY: as promised by the caller; the driver copies the arguments before it returns. One attribute is there,
+        // and it is looked at where the kernel waits (a chained launch) and its code too.
+        unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(failed("cuLaunchKernelEx"))
+    }
+
+    fn chains(&self) -> bool {
+        self.state().chains
+    }
+
+    fn chain(&self, on: bool) {
+        self.state().chains = on && self.can_chain;
     }
 
     fn mark(&self) -> Result<Mark, DeviceError> {
         let stream = self.bound()?;
         let state = &mut *self.state();
+        state.after_launch = false;
         let mark = state.marks;
         // SAFETY: an event and a stream of this context.
         unsafe { result::event::record(state.events[(mark % MARKS) as usize], stream) }
@@ -263,6 +319,7 @@ impl Driver for Gpu {
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
         let stream = self.bound()?;
+        self.state().after_launch = false;
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is candle's own, not the legacy one, and nothing is being captured.
         unsafe { result::stream::begin_capture(stream, mode) }.map_err(failed("cuStreamBeginCapture"))?;
@@ -282,6 +339,7 @@ impl Driver for Gpu {
         // SAFETY: both are there.
         unsafe { result::graph::upload(graph, stream) }.map_err(failed("cuGraphUpload"))?;
         let state = &mut *self.state();
+        state.after_launch = false;
         state.graphs.push(Some(graph));
         Ok(Graph(state.graphs.len() as u32 - 1))
     }
@@ -297,8 +355,11 @@ impl Driver for Gpu {
 
     unsafe fn replay(&self, graph: Graph) -> Result<(), DeviceError> {
         let stream = self.bound()?;
-        let graph =
-            self.state().graphs[graph.0 as usize].expect("bug: a graph was replayed after it was given back");
+        let graph = {
+            let state = &mut *self.state();
+            state.after_launch = false;
+            state.graphs[graph.0 as usize].expect("bug: a graph was replayed after it was given back")
+        };
         // SAFETY: captured by this driver; the places that it uses are the caller's promise.
         unsafe { result::graph::launch(graph, stream) }.map_err(failed("cuGraphLaunch"))
     }

@@ -15,6 +15,8 @@ pub struct Launch {
     pub threads: u32,
     /// Bytes of dynamic shared memory.
     pub shared: u32,
+    /// Whether it may begin before the launch in front of it is done.
+    pub is_chained: bool,
     /// Each in the lowest bytes of its word.
     values: [u64; MOST],
     sizes: [u8; MOST],
@@ -34,6 +36,7 @@ impl Launch {
             grid: [blocks, 1, 1],
             threads,
             shared: 0,
+            is_chained: false,
             values: [0; MOST],
             sizes: [0; MOST],
             count: 0,
@@ -50,6 +53,13 @@ impl Launch {
 
     pub fn shared(mut self, bytes: u32) -> Self {
         self.shared = bytes;
+        self
+    }
+
+    /// Lets it begin before the launch in front of it is done, where the device can. Only for kernels of which every thread
+    /// waits for the past (`cuda/chain.cuh`) before it touches anything but weights.
+    pub fn chained(mut self) -> Self {
+        self.is_chained = true;
         self
     }
 

@@ -111,7 +111,8 @@ impl Narrow {
             true => (kernels[size][EPILOGUES.len() + finish.index()], PARTS),
             false => (kernels[size][finish.index()], 1),
         };
-        let launch = Launch::new(kernel, down, tile.threads).by(across, deep).shared(tile.shared(format));
+        let launch =
+            Launch::new(kernel, down, tile.threads).chained().by(across, deep).shared(tile.shared(format));
         let launch = launch.buffer(x).buffer(numbers).buffer(scales).address(bias.map_or(0, Buffer::address));
         let launch = launch.address(y).buffer(&self.partial).buffer(&self.counters).buffer(count);
         // SAFETY: the arguments are the kernel's; the buffers hold the shape of the bucket (asserted above) and begin at

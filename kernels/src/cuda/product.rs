@@ -235,7 +235,7 @@ impl Product {
         let facts = tile.facts();
         let (down, across) = facts.tiles(bucket, n);
         let deep = if matches!(tile, Rows64Spread | Rows128Spread) { PARTS } else { 1 };
-        let launch = Launch::new(self.kernels[tile as usize][finish.index()], down, facts.threads);
+        let launch = Launch::new(self.kernels[tile as usize][finish.index()], down, facts.threads).chained();
         let launch = launch.by(across, deep).shared(facts.shared()).buffer(x).buffer(w);
         let launch = launch.address(bias.map_or(0, Buffer::address)).address(y);
         let launch = launch.buffer(&self.partial).buffer(&self.counters).buffer(count);

@@ -152,7 +152,7 @@ impl Row {
                 && out.len() >= numbers,
             "bug: a buffer is smaller than its shape"
         );
-        let launch = Launch::new(self.add_norm[norm.variant()], bucket, NORM_THREADS);
+        let launch = Launch::new(self.add_norm[norm.variant()], bucket, NORM_THREADS).chained();
         let launch = launch.buffer(count).buffer(residual).address(delta.map_or(0, Buffer::address));
         let launch = norm.add_to(launch.buffer(weight).buffer(out));
         // SAFETY: the arguments are the kernel's, a delta that is not there is null, and the buffers hold the shape
@@ -181,7 +181,7 @@ impl Row {
                 && out.len() >= bucket * norm.width,
             "bug: a buffer is smaller than its shape"
         );
-        let launch = Launch::new(self.pick_norm[norm.variant()], bucket, NORM_THREADS);
+        let launch = Launch::new(self.pick_norm[norm.variant()], bucket, NORM_THREADS).chained();
         let launch = launch.buffer(count).buffer(list).buffer(residual);
         let launch = launch.address(delta.map_or(0, Buffer::address)).buffer(weight).buffer(out);
         // SAFETY: the arguments are the kernel's and the buffers hold the shape (asserted above). The residual is only
@@ -261,5 +261,5 @@ fn turn<T: Plain>(
     );
     let threads = bucket * heads.width() / 8;
     let launch = Launch::new(kernels[which], threads.div_ceil(TURN_THREADS as usize), TURN_THREADS);
-    launch.buffer(count).buffer(qkv).buffer(turns).buffer(positions).buffer(slots)
+    launch.chained().buffer(count).buffer(qkv).buffer(turns).buffer(positions).buffer(slots)
 }

@@ -102,7 +102,7 @@ impl Skinny {
             Class::Warp => (tiles.div_ceil(8), 256),
             Class::Block => (tiles, 128),
         };
-        let launch = Launch::new(self.class(class)[finish.index()][m - 1], blocks, threads);
+        let launch = Launch::new(self.class(class)[finish.index()][m - 1], blocks, threads).chained();
         let launch = launch.buffer(x).buffer(w).address(bias.map_or(0, Buffer::address)).address(y);
         // SAFETY: the arguments are the kernel's; the buffers hold the shape (asserted above) and begin at 256 bytes.
         unsafe { launch.count(n).count(k).on(&*self.device) }

@@ -29,6 +29,8 @@
 #include <utility>
 #include <vector>
 
+#include "past.h"
+
 struct uint3 { unsigned x, y, z; };
 struct dim3 {
   unsigned x, y, z;
@@ -55,7 +57,7 @@ constexpr size_t STACK = 64 * 1024;
 // WarpByWarp: a warp goes as far as it can before the next one begins, so that one is a whole barrier ahead.
 // Straggling: the same, but one warp is left behind until no other can go any further, each warp in turn.
 enum class Order { Ascending, Descending, Shuffled, WarpByWarp, Straggling };
-enum class State { Ready, AtBlockBarrier, AtWarpBarrier, AtPhase, Returned };
+enum class State { Ready, AtBlockBarrier, AtWarpBarrier, AtPhase, AtPast, Returned };
 
 // A copy of 16 bytes that was begun and not waited for. No source: zeros.
 struct Copy {
@@ -130,6 +132,8 @@ struct Block {
   std::vector<std::vector<GroupProduct>> products;  // by warpgroup, in the order in which they were begun
   Place scheduler;
   std::function<void()> body;
+  uint64_t device = 0;
+  bool past_is_over = true;  // whether all threads have waited for it, where the launch is chained
 };
 
 inline Block* block = nullptr;
@@ -140,7 +144,7 @@ inline Fiber& self() { return block->fibers[block->running]; }
   std::fprintf(stderr, "emulation: %s\n", what);
   for (size_t i = 0; i < block->threads; ++i) {
     static const char* const names[] = {"ready", "at __syncthreads", "at a warp operation",
-                                        "at the phase of a barrier", "returned"};
+                                        "at the phase of a barrier", "at wait_for_past", "returned"};
     if (i % WARP == 0 || block->fibers[i].state != block->fibers[i - 1].state) {
       std::fprintf(stderr, "  block %u,%u thread %zu and on: %s\n", block->index.x, block->index.y, i,
                    names[(int)block->fibers[i].state]);
@@ -194,6 +198,18 @@ inline bool release_phases(size_t first, size_t end) {
   return moved;
 }
 
+// Ends the past for a block of a chained launch when all its threads wait for it. Says whether it did.
+inline bool release_past() {
+  if (block->past_is_over) return false;
+  for (size_t i = 0; i < block->threads; ++i) {
+    if (block->fibers[i].state == State::Returned) stop("a thread of a chained launch that returns without wait_for_past");
+  }
+  if (!release(0, block->threads, State::AtPast)) return false;
+  block->past_is_over = true;
+  past::open(block->device);
+  return true;
+}
+
 // Resumes those of some fibers that are ready. Says whether there was one.
 inline bool resume(const unsigned* order, size_t count) {
   bool moved = false;
@@ -231,6 +247,7 @@ inline void run_block(const std::vector<unsigned>& order, Order kind) {
     for (size_t first = 0; first < threads; first += WARP) moved |= release(first, first + WARP, State::AtWarpBarrier);
     moved |= release(0, threads, State::AtBlockBarrier);
     moved |= release_phases(0, threads);
+    moved |= release_past();
     if (!left) return;
     still = moved ? 0 : still + 1;
     if (still > (straggling ? warps : 0)) stop("a barrier that not all threads reach");
@@ -258,9 +275,9 @@ inline void prepare(Fiber& fiber, uint3 thread) {
 }
 
 // Runs `body`, a call of the kernel, for every thread of the grid. `seed` is for Order::Shuffled; `dynamic_bytes` of
-// shared memory come with the launch.
+// shared memory come with the launch. The memory of a chained launch is that of `device`.
 inline void launch(Order order, unsigned seed, dim3 grid, dim3 size, std::function<void()> body,
-                   size_t dynamic_bytes = 0) {
+                   size_t dynamic_bytes = 0, bool chained = false, uint64_t device = 0) {
   const unsigned threads = size.x * size.y * size.z;
   if (threads % WARP != 0) stop_launch("blocks of whole warps only, got", threads);
   static std::vector<Fiber> fibers(1024);
@@ -269,7 +286,9 @@ inline void launch(Order order, unsigned seed, dim3 grid, dim3 size, std::functi
   current.grid = grid;
   current.size = size;
   current.body = std::move(body);
+  current.device = device;
   block = &current;
+  if (!chained) past::all_done(device);
 
   std::vector<unsigned> turns(threads);
   const unsigned blocks = grid.x * grid.y * grid.z;
@@ -296,6 +315,8 @@ inline void launch(Order order, unsigned seed, dim3 grid, dim3 size, std::functi
     current.published.clear();
     current.written.assign(1 << 8, 0);
     current.products.assign((threads + 4 * WARP - 1) / (4 * WARP), {});
+    current.past_is_over = !chained;
+    if (chained) past::shut(device);
     run_block(turns, order);
   }
   block = nullptr;
@@ -363,11 +384,19 @@ inline void aligned(const void* pointer, size_t to) {
   if (reinterpret_cast<uintptr_t>(pointer) % to != 0) stop("an address that is not aligned");
 }
 
+inline void wait_for_past() {
+  if (!block->past_is_over) wait_at(State::AtPast);
+}
+
+// Only sees that it could be read.
+inline void prefetch(const void* from) { (void)*static_cast<const volatile unsigned char*>(from); }
+
 template <unsigned BYTES = 16>
 void copy_async(void* to, const void* from, bool valid) {
   aligned(to, BYTES);
   if (valid) aligned(from, BYTES);
   note_written(to);
+  if (valid && !block->past_is_over) prefetch(from);
   self().copies.back().push_back({to, valid ? from : nullptr, BYTES});
 }
 

@@ -1,4 +1,5 @@
 // Kernels with a planted fault each, to show that the emulation notices. Argument: which one.
+#include "../../cuda/chain.cuh"
 #include "../../cuda/tensor.cuh"
 
 // Adds up 64 numbers over two warps; `barrier` says whether the second half waits for the first.
@@ -35,8 +36,48 @@ __global__ void copied(const float* in, float* out, unsigned offset) {
   if (threadIdx.x == 0) *out = sum;
 }
 
+__global__ void written(float* x) { x[threadIdx.x + blockIdx.x * 64] = 1.0f; }
+
+// Sums of x times the weight, a block each. `fault`: what is done too early, or not.
+__global__ void chained(const float* x, const float* weight, float* out, const std::string& fault) {
+  DYNAMIC_SHARED(float, numbers);
+  let_next_begin();
+  const bool is_last = blockIdx.x == 2;
+  if (fault == "return without waiting" && is_last) return;
+  float sum = weight[threadIdx.x];
+  if (fault == "read before the wait" && is_last && threadIdx.x == 63) sum *= x[0];
+  if (fault == "write before the wait" && threadIdx.x == 0) out[blockIdx.x] = 0.0f;
+  if (fault == "copy before the wait" && threadIdx.x == 32) copy_async(numbers, x, true);
+  if (fault != "half of a block waits" || threadIdx.x < 32) wait_for_past();
+  sum = warp_sum(sum * x[threadIdx.x + blockIdx.x * 64]);
+  if (threadIdx.x == 0) out[blockIdx.x] = sum;
+}
+
+// A launch that writes x and one chained to it, which reads x; twice, as the second writes what the first one did.
+int chain(const std::string& fault) {
+  float* memory[3];
+  for (float*& pages : memory) {
+    void* start = nullptr;
+    if (posix_memalign(&start, 4096, 4096) != 0) return 1;
+    pages = static_cast<float*>(start);
+    std::fill(pages, pages + 1024, 1.0f);
+    emulation::past::watch(1, reinterpret_cast<uintptr_t>(start), 4096);
+  }
+  const auto [x, weight, out] = memory;
+  for (auto order : {emulation::Order::Ascending, emulation::Order::WarpByWarp}) {
+    emulation::launch(order, 7, 3, 64, [&, x = x] { written(x); }, 0, false, 1);
+    emulation::launch(order, 7, 3, 64, [&, x = x, weight = weight, out = out] { chained(x, weight, out, fault); }, 256,
+                      true, 1);
+    std::printf("%g ", out[2]);
+  }
+  return 0;
+}
+
 int main(int, char** arguments) {
   const std::string fault = arguments[1];
+  if (fault == "chained" || fault.find("wait") != std::string::npos) {
+    if (fault != "wait too short") return chain(fault);
+  }
   std::vector<float> in(64, 1.0f);
   for (auto order : {emulation::Order::Ascending, emulation::Order::Descending, emulation::Order::Shuffled}) {
     float out = 0.0f;

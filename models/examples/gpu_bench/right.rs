@@ -40,6 +40,9 @@ const RAGGED: [(usize, usize); 5] = [(48, 2056), (200, 72), (336, 136), (1040, 5
 /// For the kernels of few rows alone: any number of outputs.
 const RAGGED_FEW: [(usize, usize); 3] = [(37, 2056), (5, 8), (1027, 264)];
 
+/// How often steps of chained launches are compared, enqueued and captured.
+const CHAINED_ROUNDS: usize = 50;
+
 const X_SEED: u32 = 900;
 const W_SEED: u32 = 17;
 /// What the residual holds before.
@@ -395,29 +398,36 @@ fn decoders(bench: &Bench) -> Result<Value, Failure> {
         let apart = compare(&mut device(false, true), &mut Rig::cpu(&checkpoint));
         let captured = same_captured(&mut device(false, true), &mut device(false, false));
         let alone = same_alone(&mut device(true, true), &mut device(true, true));
-        let is_right = apart.is_near() && captured && alone;
+        let chained = same_chained(&mut device(false, true))?;
+        let is_right = apart.is_near() && captured && alone && chained != Some(false);
         let said = |same| if same { "the same bits" } else { "OTHER BITS" };
         let name = family.0;
         println!(
-            "decoder {name:<20} {apart}, captured {}, alone {}{}",
+            "decoder {name:<20} {apart}, captured {}, alone {}, chained {}{}",
             said(captured),
             said(alone),
+            chained.map_or("not here", said),
             if is_right { "" } else { ": WRONG" }
         );
         if !is_right {
             wrong.push(name);
         }
-        rows.push(decoder_json(family, &apart, (captured, alone)));
+        rows.push(decoder_json(family, &apart, (captured, alone), chained));
     }
     Ok(json!({ "families": rows, "wrong": wrong }))
 }
 
-fn decoder_json((name, q, kv, dim): &Family, apart: &Apart, (captured, alone): (bool, bool)) -> Value {
+fn decoder_json(
+    (name, q, kv, dim): &Family,
+    apart: &Apart,
+    (captured, alone): (bool, bool),
+    chained: Option<bool>,
+) -> Value {
     let worst = apart.worst.is_finite().then_some(apart.worst);
     json!({
         "family": name, "query_heads": q, "key_heads": kv, "head_dim": dim, "rows": apart.rows, "worst": worst,
         "strays": apart.strays,
-        "captured_is_eager": captured, "alone_is_batch": alone,
+        "captured_is_eager": captured, "alone_is_batch": alone, "chained_is_plain": chained,
     })
 }
 
@@ -434,6 +444,22 @@ fn same_captured(captured: &mut Rig, eager: &mut Rig) -> bool {
         here.iter_mut().chain(&mut there).for_each(rig::Sequence::begin_anew);
     }
     same
+}
+
+/// Whether chained launches give the bits of launches that wait for one another, many times over; none where the device
+/// has none. Where they differ the device chains no more.
+fn same_chained(rig: &mut Rig) -> Result<Option<bool>, Failure> {
+    let Rig::Device(decoder) = rig else { return Ok(None) };
+    if let Some(differs) = decoder.unchained() {
+        println!("{differs}");
+        return Ok(Some(false));
+    }
+    if !decoder.device().chains() {
+        return Ok(None);
+    }
+    let differs = decoder.check_chain(CHAINED_ROUNDS)?;
+    differs.iter().for_each(|differs| println!("{differs}"));
+    Ok(Some(differs.is_none()))
 }
 
 /// Packed weights against the same weights widened beforehand: near where few rows stream them, the same bits where all

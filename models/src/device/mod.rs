@@ -6,6 +6,7 @@
 //! from step to step is copied to the device as words ([`meta`]), so the launches of a step depend on its *bucket* alone,
 //! the number of rows rounded up: they are captured once for each bucket and replayed from then on.
 
+mod chain;
 mod launches;
 mod meta;
 mod pages;
@@ -88,6 +89,7 @@ pub struct Decoder {
     /// By bucket; none where its launches were enqueued once and not captured yet.
     graphs: HashMap<usize, Option<Graph>>,
     set_aside: Option<Differs>,
+    unchained: Option<chain::Differs>,
     shard: Shard,
     /// The other ranks, where there are any.
     peers: Option<Box<dyn Peers>>,
@@ -237,7 +239,7 @@ impl Decoder {
         let vocab = weights.head.as_ref().unwrap_or(&weights.embedding).rows;
         let graphs = options.graphs && peers.as_ref().is_none_or(|peers| peers.can_be_captured());
         let limits = Limits { rows: options.rows, spans: options.logits, logits: options.logits, tables };
-        Ok(Self {
+        let mut decoder = Self {
             kv: kv.collect::<Result<_, DeviceError>>()?,
             turns: Buffer::of(device, turns.turns())?,
             meta: Meta::new(device, limits)?,
@@ -249,12 +251,24 @@ impl Decoder {
             options: Options { graphs, ..options.clone() },
             graphs: HashMap::new(),
             set_aside,
+            unchained: None,
             shard,
             peers,
             kernels,
             weights,
             spec,
-        })
+        };
+        if decoder.peers.is_none() {
+            decoder.unchained = decoder.check_chain(1)?;
+        } else {
+            // Ranks would have to find the same: what is not compared is not used.
+            device.chain(false);
+        }
+        Ok(decoder)
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     pub fn spec(&self) -> &Spec {
@@ -281,6 +295,11 @@ impl Decoder {
     /// Why the device's own products of many rows are not used, where they should be.
     pub fn set_aside(&self) -> Option<Differs> {
         self.set_aside
+    }
+
+    /// Why launches do not begin early, where they should.
+    pub fn unchained(&self) -> Option<chain::Differs> {
+        self.unchained
     }
 
     /// Logits `[options.logits, vocab]` of the last step, of a rank for its part of the vocabulary; row `i` belongs to

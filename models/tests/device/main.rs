@@ -10,7 +10,7 @@ mod rig;
 mod sharding;
 
 use golden::{Golden, argmax};
-use hearth_kernels::cuda::driver::Device;
+use hearth_kernels::cuda::driver::{Device, Driver};
 use hearth_kernels::cuda::emulated::{Emulated, Order};
 use hearth_kernels::cuda::weightonly::Format;
 use hearth_kernels::paged::Span;
@@ -139,6 +139,32 @@ fn captured_steps_give_the_bits_of_steps_that_are_enqueued() {
                 );
             }
             here.iter_mut().chain(&mut there).for_each(Sequence::begin_anew);
+        }
+    }
+}
+
+#[test]
+#[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
+fn launches_begin_early_unless_that_changes_a_bit() {
+    let (_dir, checkpoint) = checkpoint(FAMILIES[0]);
+    // How many chained launches before one comes to nothing: the first of them, one of a later step, one that is captured.
+    for lost in [None, Some(0), Some(28), Some(150)] {
+        let device = Emulated::new(Order::Ascending, MEMORY);
+        device.chain(true);
+        if let Some(count) = lost {
+            device.lose(count);
+        }
+        let driver: Device = device.clone();
+        let Rig::Device(decoder) = Rig::on(&driver, &checkpoint, OPTIONS) else { panic!("no device") };
+        assert_eq!(
+            (decoder.unchained().is_some(), device.chains()),
+            (lost.is_some(), lost.is_none()),
+            "{lost:?}"
+        );
+        let said = decoder.unchained().map(|differs| differs.to_string()).unwrap_or_default();
+        assert_eq!(said.contains("are not used: decoding is slower"), lost.is_some(), "{said}");
+        if let Some(differs) = decoder.unchained() {
+            assert_eq!(said.contains("captured"), lost == Some(150), "{differs}");
         }
     }
 }

@@ -20,11 +20,15 @@ unsigned emulated_arguments(int kernel, unsigned* sizes) {
   return own.size();
 }
 
+// Memory of a device is watched for chained launches: whole pages.
+void emulated_watch(uint64_t device, uint64_t start, uint64_t bytes) { emulation::past::watch(device, start, bytes); }
+void emulated_forget(uint64_t start) { emulation::past::forget(start); }
+
 void emulated_launch(int kernel, const unsigned* grid, unsigned threads, unsigned shared, unsigned order,
-                     const uint64_t* values) {
+                     const uint64_t* values, unsigned chained, uint64_t device) {
   const auto call = listed()[kernel].call;
   emulation::launch(static_cast<emulation::Order>(order), 7, dim3(grid[0], grid[1], grid[2]), threads,
-                    [=] { call(values); }, shared);
+                    [=] { call(values); }, shared, chained, device);
 }
 
 }  // extern "C"
