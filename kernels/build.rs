@@ -3,10 +3,12 @@
 //! Each `cuda/NAME.cu` becomes `OUT_DIR/NAME.fatbin`, embedded by `src/cuda/gpu.rs` through `OUT_DIR/fatbins.rs`, and
 //! `OUT_DIR/NAME.resources`, the compiler's report of registers, shared memory and spills.
 
-use std::ffi::OsString;
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs, thread};
 
 /// Machine code for the generations served (A100; A10 and RTX 30; L4, L40S and RTX 40; H100 and H200 with their own
 /// instructions), and PTX that the driver compiles for anything later.
@@ -39,30 +41,53 @@ fn compile_kernels(out: &Path) {
         .map(|entry| entry.expect("reading kernels/cuda").path())
         .filter(|path| path.extension().is_some_and(|e| e == "cu"))
         .collect();
-    sources.sort();
-    let mut listed = String::new();
-    for source in sources {
-        let name = source.file_stem().expect("bug: a .cu file has a name").to_string_lossy().into_owned();
-        let mut command = Command::new(&nvcc);
-        command.args(["-fatbin", "-O3", "-std=c++17", "--resource-usage"]);
-        for target in TARGETS {
-            command.args(["-gencode", target]);
+    // The longest first, so that no core ends with one of them alone: formats of packed weights are many kernels a file.
+    sources.sort_by_key(|path| (!is_of_formats(path), path.clone()));
+    let next = AtomicUsize::new(0);
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    compile(&nvcc, source, out);
+                }
+            });
         }
-        command.arg("-o").arg(out.join(format!("{name}.fatbin"))).arg(&source);
-        let result = command.output().unwrap_or_else(|error| {
-            panic!(
-                "the feature `cuda` needs nvcc 13.0, and {nvcc:?} did not start ({error}): \
-                 eval \"$(packaging/cuda/toolchain.sh)\" puts one on the PATH"
-            )
-        });
-        let report = String::from_utf8_lossy(&result.stderr);
-        assert!(result.status.success(), "nvcc failed on {}:\n{report}", source.display());
-        fs::write(out.join(format!("{name}.resources")), report.as_bytes())
-            .expect("writing the resource report");
-        listed += &format!("    include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.fatbin\")),\n");
-    }
+    });
+    sources.sort();
+    let names = sources.iter().map(|source| name_of(source));
+    let listed: String = names
+        .map(|name| format!("    include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.fatbin\")),\n"))
+        .collect();
     let fatbins = format!("/// Every file of kernels.\nstatic FATBINS: &[&[u8]] = &[\n{listed}];\n");
     fs::write(out.join("fatbins.rs"), fatbins).expect("writing the list of kernels");
+}
+
+fn name_of(source: &Path) -> Cow<'_, str> {
+    source.file_stem().expect("bug: a .cu file has a name").to_string_lossy()
+}
+
+fn is_of_formats(source: &Path) -> bool {
+    fs::read_to_string(source).expect("reading a kernel").contains("EACH_FORMAT")
+}
+
+fn compile(nvcc: &OsStr, source: &Path, out: &Path) {
+    let name = name_of(source);
+    let mut command = Command::new(nvcc);
+    command.args(["-fatbin", "-O3", "-std=c++17", "--resource-usage"]);
+    for target in TARGETS {
+        command.args(["-gencode", target]);
+    }
+    command.arg("-o").arg(out.join(format!("{name}.fatbin"))).arg(source);
+    let result = command.output().unwrap_or_else(|error| {
+        panic!(
+            "the feature `cuda` needs nvcc 13.0, and {nvcc:?} did not start ({error}): \
+             eval \"$(packaging/cuda/toolchain.sh)\" puts one on the PATH"
+        )
+    });
+    let report = String::from_utf8_lossy(&result.stderr);
+    assert!(result.status.success(), "nvcc failed on {}:\n{report}", source.display());
+    fs::write(out.join(format!("{name}.resources")), report.as_bytes()).expect("writing the resource report");
 }
 
 /// `NVCC`, then `CUDA_HOME`, then whatever `PATH` says.

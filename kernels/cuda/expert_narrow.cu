@@ -1,4 +1,4 @@
-// Products of rows grouped by expert, each with its expert's weight of 8 or 4 bits, on the tensor cores: expert_product.cu
+// Products of rows grouped by expert, each with its expert's weight of 8 bits or fewer, on the tensor cores: expert_product.cu
 // with the weight of narrow.cu.
 //
 // Panels of all experts stand behind one another, each expert's own filled to whole ones, and so do their scales. A block
@@ -32,11 +32,9 @@ __device__ __forceinline__ void expert_narrow(Product p, const unsigned* __restr
   EXPERT_NARROW(NAME##_set, THREADS, BLOCKS, __VA_ARGS__, SET)       \
   EXPERT_NARROW(NAME##_silu, THREADS, BLOCKS, __VA_ARGS__, SILU)     \
   EXPERT_NARROW(NAME##_gelu, THREADS, BLOCKS, __VA_ARGS__, GELU)
-#define EXPERT_NARROW_FORMAT(NAME, F)                  \
-  EXPERT_NARROW_TILE(NAME##_16, 128, 4, Narrow16<F>)   \
-  EXPERT_NARROW_TILE(NAME##_64, 256, 2, Narrow64<F>)   \
-  EXPERT_NARROW_TILE(NAME##_128, 128, 2, Narrow128<F>)
+#define EXPERT_NARROW_FORMAT(NAME, F)                          \
+  EXPERT_NARROW_TILE(NAME##_16, 128, 4, Narrow16<Packed##F>)   \
+  EXPERT_NARROW_TILE(NAME##_64, 256, 2, Narrow64<Packed##F>)   \
+  EXPERT_NARROW_TILE(NAME##_128, 128, 2, Narrow128<Packed##F>)
 
-EXPERT_NARROW_FORMAT(int8, PackedInt8)
-EXPERT_NARROW_FORMAT(e4m3, PackedFp8)
-EXPERT_NARROW_FORMAT(int4, PackedInt4)
+EACH_FORMAT(EXPERT_NARROW_FORMAT)

@@ -20,7 +20,12 @@
 #include "weightonly.cuh"
 
 // Panels of a block, and steps that a warp has in flight of each.
-constexpr unsigned GATE_PANELS = 2, GATE_FLIGHT = 2, DOWN_PANELS = 1, DOWN_FLIGHT = 4;
+constexpr unsigned GATE_PANELS = 2, DOWN_PANELS = 1, DOWN_FLIGHT = 4;
+template <typename F>
+constexpr unsigned GATE_FLIGHT = 2;
+// The second step would cost a register more than two blocks a multiprocessor leave.
+template <>
+constexpr unsigned GATE_FLIGHT<Q6K> = 1;
 constexpr unsigned NONE = ~0u;
 
 // The pair of a row and an expert; NONE where the row did not choose it or is not there.
@@ -52,7 +57,7 @@ __device__ __forceinline__ void expert_gate_up(
   const unsigned panels = (2 * ffn + PANEL - 1) / PANEL, first = expert * panels;
   const bool has_row = pair_of(chosen, expert, lane / 4, rows, top_k) != NONE;
   float sum[GATE_PANELS][4] = {};
-  sum_steps<F, GATE_FLIGHT>(
+  sum_steps<F, GATE_FLIGHT<F>>(
       sum, x + lane / 4 * (width / CHUNK), has_row, w, scales, width, first + blockIdx.x * GATE_PANELS,
       first + panels - 1);
 
@@ -127,6 +132,4 @@ static_assert(GATE_PANELS * PANEL * MOST_ROWS == SHARERS * LANES, "a thread a su
   EXPERT_GATE_UP(NAME##_gelu, F, GELU)     \
   EXPERT_DOWN(NAME##_down, F)
 
-EXPERT_WEIGHTONLY_FORMAT(int8, Int8)
-EXPERT_WEIGHTONLY_FORMAT(e4m3, Fp8)
-EXPERT_WEIGHTONLY_FORMAT(int4, Int4)
+EACH_FORMAT(EXPERT_WEIGHTONLY_FORMAT)

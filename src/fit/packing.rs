@@ -26,7 +26,7 @@ impl Packing {
     pub fn of(entry: &ModelEntry, settings: &Settings, on_gpu: bool, spec: &Spec) -> Result<Self, Unfit> {
         let heads = Heads { q: spec.heads, kv: spec.kv_heads, dim: spec.head_dim };
         let asked = Asked { quantize: entry.quantize.as_deref(), fp8_kv: entry.fp8_kv };
-        let packing = asked.on(on_gpu, heads, spec.experts.is_some()).map_err(|(what, fix)| {
+        let packing = asked.on(on_gpu, heads).map_err(|(what, fix)| {
             let what = format!("model {}: {what}", entry.name);
             Unfit::Settings { what, place: Some(entry.origin.to_string()), fix: fix.to_owned() }
         })?;
@@ -49,7 +49,7 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     /// Refused with what is wrong and what would do.
-    fn on(self, on_gpu: bool, heads: Heads, has_experts: bool) -> Result<Packing, (String, &'static str)> {
+    fn on(self, on_gpu: bool, heads: Heads) -> Result<Packing, (String, &'static str)> {
         let kv = match self.fp8_kv {
             false => KvType::Bf16,
             true if !on_gpu => {
@@ -73,10 +73,6 @@ impl Asked<'_> {
             (false, None) => Err((
                 format!("`quantize` is {name:?}, a format of GPUs; this model is served on the CPU"),
                 "on the CPU there are q8_0, q6_k and q4_k",
-            )),
-            (true, _) if has_experts && !format.serves_experts() => Err((
-                format!("`quantize` is {name:?}; experts of mixtures are packed to other formats on a GPU"),
-                "for a mixture on a GPU there are int8, fp8 and int4; or serve it on the CPU: --device cpu",
             )),
             (false, processor) => Ok(Packing { processor, gpu: None, kv, strict: false }),
             (true, _) => Ok(Packing { processor: None, gpu: Some(format), kv, strict: false }),
@@ -121,7 +117,7 @@ mod tests {
 
     #[test]
     fn candles_formats_are_everywhere_and_those_of_gpus_are_refused_on_the_processor_by_name() {
-        let packed = |name, on_gpu| asked(Some(name), false).on(on_gpu, HEADS, false);
+        let packed = |name, on_gpu| asked(Some(name), false).on(on_gpu, HEADS);
         for (name, format) in [("int8", Format::Int8), ("fp8", Format::E4m3), ("int4", Format::Int4)] {
             assert_eq!(packed(name, true).unwrap().gpu, Some(format));
             let (what, fix) = packed(name, false).unwrap_err();
@@ -135,18 +131,15 @@ mod tests {
             let other = Packing { gpu: Some(gpu), ..Packing::default() };
             assert_eq!((packed(name, false), packed(name, true)), (Ok(one), Ok(other)));
         }
-        let (what, fix) = asked(Some("q4_k"), false).on(true, HEADS, true).unwrap_err();
-        assert!(what.contains("mixtures") && fix.contains("int4"), "{what}: {fix}");
-        assert_eq!(asked(Some("int4"), false).on(true, HEADS, true).unwrap().gpu, Some(Format::Int4));
-        assert_eq!(asked(None, false).on(true, HEADS, true), Ok(Packing::default()));
+        assert_eq!(asked(None, false).on(true, HEADS), Ok(Packing::default()));
     }
 
     #[test]
     fn keys_and_values_in_fp8_are_for_gpus_and_heads_that_have_kernels() {
-        assert_eq!(asked(None, true).on(true, HEADS, false).unwrap().kv, KvType::Fp8);
-        let (what, _) = asked(None, true).on(false, HEADS, false).unwrap_err();
+        assert_eq!(asked(None, true).on(true, HEADS).unwrap().kv, KvType::Fp8);
+        let (what, _) = asked(None, true).on(false, HEADS).unwrap_err();
         assert!(what.contains("served on the CPU"), "{what}");
-        let (what, _) = asked(None, true).on(true, Heads { dim: 64, ..HEADS }, false).unwrap_err();
+        let (what, _) = asked(None, true).on(true, Heads { dim: 64, ..HEADS }).unwrap_err();
         assert!(what.contains("heads of 64"), "{what}");
     }
 }

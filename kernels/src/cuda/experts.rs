@@ -98,12 +98,13 @@ pub enum Stack {
 }
 
 impl Stack {
-    /// Rows up to which [`Experts::direct`] takes them. Where weights are packed, rows that share an expert share the
-    /// reading of it too.
-    pub fn direct_rows(&self) -> usize {
-        match self {
-            Stack::Wide(_) => DIRECT_ROWS,
-            Stack::Packed(_) => weightonly::MAX_ROWS,
+    /// Rows up to which [`Experts::direct`] takes gate and up with `down`. Where weights are packed, rows that share an
+    /// expert share the reading of it too; where half of them are, as their widths divide into blocks, none are taken.
+    pub fn direct_rows(&self, down: &Stack) -> usize {
+        match (self, down) {
+            (Stack::Wide(_), Stack::Wide(_)) => DIRECT_ROWS,
+            (Stack::Packed(_), Stack::Packed(_)) => weightonly::MAX_ROWS,
+            _ => 0,
         }
     }
 }
@@ -217,7 +218,7 @@ impl Experts {
     ) -> Result<(), DeviceError> {
         let Shape { experts, top_k, width, ffn } = routes.shape;
         routes.check(bucket, count);
-        assert!(bucket <= gate_up.direct_rows(), "bug: {bucket} rows one by one");
+        assert!(bucket <= gate_up.direct_rows(down), "bug: {bucket} rows one by one");
         assert!(
             x.len() >= bucket * width
                 && middle.len() >= bucket * top_k * ffn
@@ -231,7 +232,7 @@ impl Experts {
                 let rows = DirectRows { bucket, count, chosen, weights, x, middle, residual, shape };
                 return self.packed().direct(rows, gate_up, down, activation);
             }
-            _ => panic!("bug: half of a layer's experts are packed"),
+            _ => unreachable!("bug: half of a layer's weights are packed, and their rows are not taken"),
         };
         assert!(
             gate_up.len() >= experts * 2 * ffn * width && down.len() >= experts * width * ffn,

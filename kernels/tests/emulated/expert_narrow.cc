@@ -1,4 +1,4 @@
-// Numbers: format (0 int8, 1 e4m3, 2 int4; bf16 otherwise, by expert_product.cu), tile (0 16 rows, 1 64, 2 128), epilogue (0 set,
+// Numbers: format (as formats.cuh lists them; bf16 otherwise, by expert_product.cu), tile (0 16 rows, 1 64, 2 128), epilogue (0 set,
 // 1 silu, 2 gelu), order, tiles of rows, experts, n, k. Buffers: starts, x [rows, k] in bf16, the numbers and scales of all
 // experts, y [rows, n] in f32 or [rows, n / 2] in bf16.
 #include "../../cuda/expert_narrow.cu"
@@ -18,13 +18,9 @@ struct Launch {
 #define TILE(NAME, T) \
   {{expert_narrow_##NAME##_set, expert_narrow_##NAME##_silu, expert_narrow_##NAME##_gelu}, T::COLUMNS, T::THREADS, T::BYTES}
 #define FORMAT(NAME, F) \
-  {TILE(NAME##_16, Narrow16<F>), TILE(NAME##_64, Narrow64<F>), TILE(NAME##_128, Narrow128<F>)}
+  {TILE(NAME##_16, Narrow16<Packed##F>), TILE(NAME##_64, Narrow64<Packed##F>), TILE(NAME##_128, Narrow128<Packed##F>)},
 
-const Launch launches[][3] = {
-    FORMAT(int8, PackedInt8),
-    FORMAT(e4m3, PackedFp8),
-    FORMAT(int4, PackedInt4),
-};
+const Launch launches[][3] = {EACH_FORMAT(FORMAT)};
 const Wide wide[] = {expert_product_64_set, expert_product_64_silu, expert_product_64_gelu};
 
 }  // namespace

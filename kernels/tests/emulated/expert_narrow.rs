@@ -86,10 +86,11 @@ fn grouped_rows_with_narrow_numbers_have_the_bits_of_those_with_the_numbers_wide
         &[130, 2, 64],
         &[1],
     ];
-    for format in Format::ALL.into_iter().filter(|format| format.serves_experts()) {
+    for format in Format::ALL {
         for (i, counts) in counts.into_iter().enumerate() {
             // A part of a panel and of a step, and one step more than whole ones; gates want whole turns.
             let (n, k) = [(64, 72), (40, 136), (144, 8), (80, 264)][(i + format as usize) % 4];
+            let k = format.whole(k);
             let weights = Weights::new(format, counts.len(), (n, k));
             let x = halves(71, counts.iter().sum::<usize>() * k);
             for epilogue in 0..if n % 16 == 0 { EPILOGUES } else { 1 } {
@@ -118,8 +119,8 @@ fn grouped_rows_with_narrow_numbers_have_the_bits_of_those_with_the_numbers_wide
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
 fn a_grouped_row_with_narrow_numbers_has_the_same_bits_alone_and_beside_others() {
     let program = Program::build("expert_narrow");
-    let (n, k) = (40, 200);
-    for format in Format::ALL.into_iter().filter(|format| format.serves_experts()) {
+    for format in Format::ALL {
+        let (n, k) = (40, format.whole(200));
         let weights = Weights::new(format, 3, (n, k));
         let x = halves(73, 25 * k);
         let together = weights.run(&program, &[5, 0, 20], Some(0), (SET, 0), &x);

@@ -1,4 +1,4 @@
-// Numbers: format (0 int8, 1 e4m3, 2 int4), kernel (0 silu, 1 gelu, 2 down), order, grid (x, y), width, ffn, experts a row.
+// Numbers: format (as formats.cuh lists them), kernel (0 silu, 1 gelu, 2 down), order, grid (x, y), width, ffn, experts a row.
 // Buffers in the order of the kernel's arguments. Gives back what it wrote.
 #include "../../cuda/expert_weightonly.cu"
 #include "case.h"
@@ -15,10 +15,10 @@ struct Format {
   Down down;
 };
 
-#define FORMAT(NAME) \
-  {{expert_weightonly_##NAME##_silu, expert_weightonly_##NAME##_gelu}, expert_weightonly_##NAME##_down}
+#define FORMAT(NAME, F) \
+  {{expert_weightonly_##NAME##_silu, expert_weightonly_##NAME##_gelu}, expert_weightonly_##NAME##_down},
 
-const Format formats[] = {FORMAT(int8), FORMAT(e4m3), FORMAT(int4)};
+const Format formats[] = {EACH_FORMAT(FORMAT)};
 
 }  // namespace
 

@@ -92,11 +92,6 @@ impl Inputs {
     }
 }
 
-/// So many columns, or the next that the format packs.
-fn whole(format: Format, k: usize) -> usize {
-    format.blocks().map_or(k, |blocks| k.next_multiple_of(blocks.block()))
-}
-
 /// Rows, bucket, n and k: one row; ragged tiles and a tile of the bucket without rows; a part of a panel and of a step;
 /// an odd number of stages; parts of which the last is shorter or there are fewer.
 const SHAPES: [(usize, usize, usize, usize); 5] =
@@ -108,7 +103,7 @@ fn a_product_with_narrow_numbers_has_the_bits_of_one_with_the_numbers_widened() 
     let mut cases = 0;
     for format in Format::ALL {
         for (i, (rows, bucket, n, k)) in SHAPES.into_iter().enumerate() {
-            let k = whole(format, k);
+            let k = format.whole(k);
             let inputs = Inputs::new(format, bucket, (n, k));
             for epilogue in 0..4 {
                 if epilogue >= SILU && n % 16 != 0 {
@@ -151,7 +146,7 @@ fn a_product_with_narrow_numbers_has_the_bits_of_one_with_the_numbers_widened() 
 #[ignore = "compiles C++ and emulates threads one by one: the full tier runs it"]
 fn a_row_with_narrow_numbers_has_the_same_bits_in_every_tile_alone_and_in_every_order_of_threads() {
     for format in Format::ALL {
-        let (n, k) = (48, whole(format, 456));
+        let (n, k) = (48, format.whole(456));
         let mut inputs = Inputs::new(format, 20, (n, k));
         let of = Shape {
             tile: 0,

@@ -26,7 +26,7 @@ struct Inputs {
 
 impl Inputs {
     fn new(format: Format, n: usize, k: usize) -> Self {
-        let k = whole(format, k);
+        let k = format.whole(k);
         let mut weight = numbers(22, n * k);
         // Small numbers too, of few bits in e4m3.
         weight.iter_mut().step_by(3).for_each(|v| *v *= 1e-3);
@@ -98,11 +98,6 @@ impl Inputs {
             }
         }
     }
-}
-
-/// So many columns, or the next that the format packs.
-fn whole(format: Format, k: usize) -> usize {
-    format.blocks().map_or(k, |blocks| k.next_multiple_of(blocks.block()))
 }
 
 /// A part of a panel and of a step; several blocks; more steps than warps; a warp with a second round; a ragged last one.

@@ -468,7 +468,7 @@ fn packed(bench: &Bench) -> Result<Value, Failure> {
     let mut wrong = Vec::new();
     let formats = if bench.quick { &[Format::Int4][..] } else { &Format::ALL[..] };
     let of = |family: Family| formats.iter().map(move |format| (family, *format));
-    let experts = of(FAMILIES[8]).filter(|(_, format)| format.serves_experts());
+    let experts = of(FAMILIES[8]);
     for (family, format) in of(FAMILIES[0]).chain(experts) {
         // Blocks of 256 numbers want widths that divide into them.
         let (dir, checkpoint) = if format.blocks().is_some() { rig::wide() } else { checkpoint(family) };

@@ -88,7 +88,7 @@ impl Decoder {
         self.kernels.product.launch(bucket, count, x, &router.numbers, shape, None, Finish::Set(scores))?;
         kernels.route(bucket, count, scores, true, routes)?;
         self.begin_share(bucket)?;
-        if bucket <= gate_up.direct_rows() && !self.options.strict {
+        if bucket <= gate_up.direct_rows(down) && !self.options.strict {
             return kernels.direct(bucket, count, routes, x, gate_up, down, activation, middle, residual);
         }
         let room = Room { gathered, middle, results };

@@ -200,18 +200,8 @@ impl Decoder {
         {
             return Err(LoadError::Device { what: "this many experts", value: experts.count.to_string() });
         }
-        if let Some(format) = options.quantize
-            && spec.experts.is_some()
-            && !format.serves_experts()
-        {
-            return Err(LoadError::Device {
-                what: "experts of this format",
-                value: format.title().to_owned(),
-            });
-        }
         let product = Product::load(device)?;
-        let of_experts = options.quantize.filter(|format| format.serves_experts());
-        let mut experts = Experts::load(device, of_experts)?;
+        let mut experts = Experts::load(device, options.quantize)?;
         let mixture = spec.experts.is_some().then_some(&mut experts);
         let (hopper, set_aside) = many_rows(device, options, &product, mixture)?;
         let narrow = match options.quantize {

@@ -40,9 +40,9 @@ impl Decoder {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, LoadError> {
         assert_eq!(peers.is_none(), shard.is_whole(), "bug: {shard:?} with peers: {}", peers.is_some());
+        let layout = shard.layout(checkpoint.spec(), Some(packing(options.quantize)))?;
         // What is no whole blocks stays bf16, which is cut as bf16 is.
         shard.layout(checkpoint.spec(), Some(packing(None)))?;
-        let layout = shard.layout(checkpoint.spec(), Some(packing(options.quantize)))?;
         let spec = shard.spec(checkpoint.spec())?;
         if !shard.is_whole() && !(spec.vocab / shard.of).is_multiple_of(CHUNK) {
             let (what, value, ranks) = ("vocabulary", spec.vocab, shard.of);

@@ -85,7 +85,7 @@ impl Maker<'_> {
     }
 
     fn stack(&mut self, block: &Block, experts: usize) -> Result<Stack, DeviceError> {
-        Ok(match self.quantize {
+        Ok(match packed_as(block, self.quantize) {
             None => Stack::Wide(self.numbers(experts * block.rows() * block.cols(), block.cols())?),
             Some(format) => Stack::Packed(self.packed(format, block, experts)?),
         })

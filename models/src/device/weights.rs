@@ -324,26 +324,27 @@ impl<'a> Loader<'a> {
     }
 
     fn experts(&mut self, router: &Block, mlps: &[layout::Mlp]) -> Result<Mlp, LoadError> {
-        if let Some(format) = self.quantize {
-            let (gate_up, down): (Vec<_>, Vec<_>) = mlps.iter().map(|mlp| (&mlp.gate_up, &mlp.down)).unzip();
-            return Ok(Mlp::Experts {
-                gate_up: Stack::Packed(self.packed(&gate_up, format, true)?),
-                down: Stack::Packed(self.packed(&down, format, false)?),
-                router: self.matrix(router)?,
-            });
+        let (gate_up, down): (Vec<_>, Vec<_>) = mlps.iter().map(|mlp| (&mlp.gate_up, &mlp.down)).unzip();
+        Ok(Mlp::Experts {
+            gate_up: self.stack(&gate_up, true)?,
+            down: self.stack(&down, false)?,
+            router: self.matrix(router)?,
+        })
+    }
+
+    /// Weights of one shape, those of an expert behind those of the one before.
+    fn stack(&mut self, blocks: &[&Block], by_turns: bool) -> Result<Stack, LoadError> {
+        if let Some(format) = packed_as(blocks[0], self.quantize) {
+            return Ok(Stack::Packed(self.packed(blocks, format, by_turns)?));
         }
-        let numbers = |block: &Block| block.rows() * block.cols();
-        let (wide, long) = (numbers(&mlps[0].gate_up), numbers(&mlps[0].down));
-        let gate_up = Buffer::new(self.device, mlps.len() * wide)?;
-        let down = Buffer::new(self.device, mlps.len() * long)?;
-        for (i, mlp) in mlps.iter().enumerate() {
-            self.turned(&mlp.gate_up, &gate_up.part(i * wide, wide))?;
-            let parts = self.parts(&mlp.down);
-            self.stage.copy(&down.part(i * long, long), parts.dtype, parts.rows(false))?;
-            self.done(&mlp.down, 2 * long);
+        let each = blocks[0].rows() * blocks[0].cols();
+        let numbers = Buffer::new(self.device, blocks.len() * each)?;
+        for (i, block) in blocks.iter().enumerate() {
+            let (parts, to) = (self.parts(block), numbers.part(i * each, each));
+            self.stage.copy(&to, parts.dtype, parts.rows(by_turns))?;
+            self.done(block, to.bytes());
         }
-        let (gate_up, down) = (Stack::Wide(gate_up), Stack::Wide(down));
-        Ok(Mlp::Experts { router: self.matrix(router)?, gate_up, down })
+        Ok(Stack::Wide(numbers))
     }
 
     /// Gate over up, their rows taking turns.

@@ -78,7 +78,12 @@ pub fn checkpoint(family: Family) -> (tempfile::TempDir, Checkpoint) {
 
 /// One all of whose widths divide into blocks of 256 numbers.
 pub fn wide() -> (tempfile::TempDir, Checkpoint) {
-    altered(FAMILIES[0], &[("hidden_size", 256.into()), ("intermediate_size", 512.into())])
+    of_widths(FAMILIES[0], 256, 512)
+}
+
+/// The same with other widths of its residual stream and its MLP.
+pub fn of_widths(family: Family, hidden: usize, ffn: usize) -> (tempfile::TempDir, Checkpoint) {
+    altered(family, &[("hidden_size", hidden.into()), ("intermediate_size", ffn.into())])
 }
 
 /// The same with other values of its config.

@@ -64,9 +64,9 @@ impl Format {
         self.blocks().is_none_or(|blocks| k.is_multiple_of(blocks.block()))
     }
 
-    /// Whether there are kernels for experts of mixtures in this format.
-    pub fn serves_experts(self) -> bool {
-        self.blocks().is_none()
+    /// So many columns, or the next that are whole blocks.
+    pub fn whole(self, k: usize) -> usize {
+        self.blocks().map_or(k, |blocks| k.next_multiple_of(blocks.block()))
     }
 
     /// Columns of a row that share a scale, or all that scales count in; 1 where the whole row does, however long it is.

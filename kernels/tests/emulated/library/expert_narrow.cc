@@ -5,11 +5,9 @@
   KERNEL(expert_narrow_##NAME##_set);  \
   KERNEL(expert_narrow_##NAME##_silu); \
   KERNEL(expert_narrow_##NAME##_gelu)
-#define FORMAT(NAME) \
-  TILE(NAME##_16);   \
-  TILE(NAME##_64);   \
-  TILE(NAME##_128)
+#define FORMAT(NAME, F) \
+  TILE(NAME##_16);      \
+  TILE(NAME##_64);      \
+  TILE(NAME##_128);
 
-FORMAT(int8);
-FORMAT(e4m3);
-FORMAT(int4);
+EACH_FORMAT(FORMAT)

@@ -1,11 +1,9 @@
 #include "../../../cuda/expert_weightonly.cu"
 #include "library.h"
 
-#define FORMAT(NAME)                       \
+#define FORMAT(NAME, F)                    \
   KERNEL(expert_weightonly_##NAME##_silu); \
   KERNEL(expert_weightonly_##NAME##_gelu); \
-  KERNEL(expert_weightonly_##NAME##_down)
+  KERNEL(expert_weightonly_##NAME##_down);
 
-FORMAT(int8);
-FORMAT(e4m3);
-FORMAT(int4);
+EACH_FORMAT(FORMAT)
